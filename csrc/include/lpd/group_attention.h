@@ -1,0 +1,58 @@
+// group_attention: attention of one decode step (arXiv 2507.01957). The rows are context tokens,
+// then position queries; the whole mask is two prefix lengths. Row i sees the keys [0, n_i):
+//   context row  n_i = cache_len + context_len             (cache and all context rows)
+//   query row    n_i = cache_len + q_len                   (those and all query rows)
+//   out_i = sum_j softmax_j(scale * q_i . k_j) v_j
+// Context keys and values are appended to the caches, those of the queries leave nothing there.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "lpd/dtype.h"
+
+namespace lpd {
+
+// In elements; head_dim itself is contiguous.
+struct CacheStrides {
+  int64_t batch;
+  int64_t head;
+  int64_t row;
+};
+
+struct GroupAttentionParams {
+  int64_t batch;
+  int64_t q_len;  // context_len + position queries
+  int64_t num_heads;
+  int64_t head_dim;
+  int64_t max_kv_len;
+  int64_t cache_len;    // keys in the cache before the step
+  int64_t context_len;  // rows appended at cache_len
+  float scale;
+  Dtype dtype;  // of every tensor; sums are float32
+
+  const void* qkv;  // [batch, q_len, 3, num_heads, head_dim], the last three contiguous
+  void* k_cache;    // [batch, num_heads, max_kv_len, head_dim]; read below, written from cache_len
+  void* v_cache;    // likewise
+  void* out;        // [batch, q_len, num_heads * head_dim], contiguous
+
+  int64_t qkv_batch_stride;
+  int64_t qkv_row_stride;
+  CacheStrides k_strides;
+  CacheStrides v_strides;
+};
+
+namespace cpu {
+
+// Floats of workspace that one call of group_attention needs.
+size_t group_attention_workspace_size(const GroupAttentionParams& params);
+
+// Appends and attends for the (image, head) pairs [begin, end) of batch * num_heads. A pair is
+// computed alone and in one order: its bits depend neither on the batch nor on the range.
+void group_attention(const GroupAttentionParams& params,
+                     int64_t begin,
+                     int64_t end,
+                     float* workspace);
+
+}  // namespace cpu
+}  // namespace lpd

@@ -1,0 +1,33 @@
+// group_order: locality-aware decoding order (arXiv 2507.01957). Each group is taken close to what
+// earlier groups decoded (proximity) and spread out inside itself (repulsion).
+#pragma once
+
+#include <cstdint>
+
+namespace lpd {
+
+struct GroupOrderParams {
+  int64_t batch;
+  int64_t height;
+  int64_t width;
+  int64_t num_groups;
+  double proximity_threshold;   // least proximity score of a position that is walked
+  int64_t repulsion_threshold;  // Chebyshev distance up to which two picks of a group repel
+
+  const int64_t* seeds;        // [batch]
+  const int64_t* group_sizes;  // [num_groups], each >= 1; sums to the positions that are not known
+  const bool* known;           // [batch, height * width], or null: none is known
+  int64_t* order;              // [batch, height * width], contiguous: raster positions
+
+  int64_t seeds_stride;
+  int64_t known_batch_stride;
+  int64_t known_position_stride;
+};
+
+namespace cpu {
+
+// Orders of the images [begin, end).
+void group_order(const GroupOrderParams& params, int64_t begin, int64_t end);
+
+}  // namespace cpu
+}  // namespace lpd

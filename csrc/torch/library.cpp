@@ -1,0 +1,19 @@
+// Every operator of lpd_ext. The kernels are registered beside their bindings, one file an op.
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(lpd_ext, m) {
+  m.def(
+      "group_attention(Tensor qkv, Tensor(a!) k_cache, Tensor(b!) v_cache, SymInt cache_len, "
+      "SymInt context_len, float scale) -> Tensor");
+  m.def(
+      "token_selection(Tensor logits, Tensor uniform, Tensor? cfg_scale, Tensor temperature, "
+      "Tensor top_k, Tensor top_p) -> Tensor");
+  m.def(
+      "group_order(Tensor seeds, SymInt[2] grid, SymInt[] group_sizes, float proximity_threshold, "
+      "int repulsion_threshold, Tensor? known) -> Tensor");
+}
+
+// Read by lpd_ext/_binary.py before it trusts the operators.
+extern "C" __attribute__((visibility("default"))) const char* lpd_ext_version() {
+  return LPD_VERSION;
+}

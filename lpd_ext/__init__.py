@@ -1,0 +1,25 @@
+"""Locality-aware Parallel Decoding of autoregressive image models: kernels, models, decode loop."""
+
+from lpd_ext._binary import VERSION as __version__
+from lpd_ext.decode import decode
+from lpd_ext.models.lpd import LPD, LPDConfig
+from lpd_ext.models.vq import VQConfig, VQModel
+from lpd_ext.ops import group_attention, group_order, token_selection
+from lpd_ext.orders import halton_order, random_order, raster_order
+from lpd_ext.schedule import group_sizes
+
+__all__ = [
+    "LPD",
+    "LPDConfig",
+    "VQConfig",
+    "VQModel",
+    "__version__",
+    "decode",
+    "group_attention",
+    "group_order",
+    "group_sizes",
+    "halton_order",
+    "random_order",
+    "raster_order",
+    "token_selection",
+]

@@ -1,0 +1,145 @@
+"""What runs here: versions, build, devices, and which kernels were seen to be right."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lpd_ext import _binary, ops
+from lpd_ext.ops import reference
+from lpd_ext.schedule import group_sizes
+
+_DEVICE_TYPES = ("cpu", "cuda")
+_TOLERANCE = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
+
+
+def info() -> dict[str, Any]:
+    """Report versions, build, devices and the state of every kernel on this machine.
+
+    Returns
+    -------
+    dict
+        ``versions``: of lpd_ext, torch and python. ``build``: as the binary was made (``cuda`` is
+        "" for a build without it). ``devices``: a list of dicts with ``device``, ``name`` and
+        ``capability``. ``kernels``: for each op and device type a dict with ``state``
+        (``"verified"``, ``"failed"``, ``"not built"`` or ``"no device"``) and ``detail``.
+
+    Notes
+    -----
+    "verified" is seen, not remembered: the op has just agreed with its plain-torch reference on
+    small inputs, here, on that device. It takes a fraction of a second; the tests go further.
+
+    Examples
+    --------
+    >>> info()["kernels"]["token_selection"]["cpu"]["state"]
+    'verified'
+    """
+    return {
+        "versions": versions(),
+        "build": dict(_binary.host.build_info()),
+        "devices": _devices(),
+        "kernels": {
+            op: {device_type: _state(check, device_type) for device_type in _DEVICE_TYPES}
+            for op, check in _SELF_CHECKS.items()
+        },
+    }
+
+
+def versions() -> dict[str, str]:
+    """Return the versions an output depends on."""
+    return {
+        "lpd_ext": _binary.VERSION,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def _devices() -> list[dict[str, str]]:
+    cpu = {
+        "device": "cpu",
+        "name": f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "capability": torch.backends.cpu.get_cpu_capability(),
+    }
+    return [cpu] + [
+        {
+            "device": f"cuda:{i}",
+            "name": torch.cuda.get_device_name(i),
+            "capability": "sm_{}{}".format(*torch.cuda.get_device_capability(i)),
+        }
+        for i in range(torch.cuda.device_count())
+    ]
+
+
+def _state(check: Callable[[torch.device], str], device_type: str) -> dict[str, str]:
+    if device_type == "cuda" and not _binary.host.build_info()["cuda"]:
+        return {"state": "not built", "detail": "this build has no CUDA kernels"}
+    if device_type == "cuda" and not torch.cuda.is_available():
+        return {"state": "no device", "detail": "built, but there is no CUDA device to verify it"}
+    try:
+        detail = check(torch.device(device_type))
+    except NotImplementedError as error:
+        return {"state": "not built", "detail": str(error)}
+    except RuntimeError as error:
+        return {"state": "failed", "detail": str(error).splitlines()[0]}
+    return {"state": "verified", "detail": detail}
+
+
+def _check_group_attention(device: torch.device) -> str:
+    generator = torch.Generator().manual_seed(0)
+    for dtype, tolerance in _TOLERANCE.items():
+        qkv = torch.randn(2, 9, 3, 2, 64, generator=generator).to(device, dtype)
+        k_cache, v_cache = torch.randn(2, 2, 2, 40, 64, generator=generator).to(device, dtype)
+        caches = (k_cache.clone(), v_cache.clone())
+        out = ops.group_attention(qkv, k_cache, v_cache, 33, 4)
+        expected = reference.group_attention(qkv, *caches, 33, 4)
+        _expect_close(out, expected, tolerance)
+        _expect_close(torch.stack([k_cache, v_cache]), torch.stack(caches), 0)
+    return f"agrees with the reference in {', '.join(_names(_TOLERANCE))}"
+
+
+def _check_token_selection(device: torch.device) -> str:
+    generator = torch.Generator().manual_seed(0)
+    for dtype in _TOLERANCE:
+        logits = torch.randn(4, 8, 300, generator=generator).to(device, dtype)
+        uniform = torch.rand(2, 8, dtype=torch.float64, generator=generator).to(device)
+        options: dict[str, Any] = {
+            "cfg_scale": torch.linspace(1, 4, 8, device=device),
+            "temperature": torch.tensor([0.0, 0.8], device=device),
+            "top_k": torch.tensor([0, 40], device=device),
+            "top_p": 0.9,
+        }
+        ids = ops.token_selection(logits, uniform, **options)
+        expected = reference.token_selection(logits, uniform, **options)
+        _expect_close(ids, expected, 0)
+    return f"same ids as the reference in {', '.join(_names(_TOLERANCE))}"
+
+
+def _check_group_order(device: torch.device) -> str:
+    seeds = torch.tensor([0, -1, 2**40], device=device)
+    grid = (6, 7)
+    sizes = group_sizes(42, 6)
+    order = ops.group_order(seeds, grid, sizes)
+    expected = reference.group_order(seeds, grid, sizes)
+    _expect_close(order, expected, 0)
+    return "same orders as the reference"
+
+
+def _expect_close(got: Tensor, expected: Tensor, tolerance: float) -> None:
+    error = float((got.double() - expected.double()).abs().max())
+    if not error <= tolerance:  # NaN counts as an error
+        raise RuntimeError(f"differs from the reference by {error:g} (at most {tolerance:g})")
+
+
+def _names(dtypes: dict[torch.dtype, float]) -> list[str]:
+    return [str(dtype).removeprefix("torch.") for dtype in dtypes]
+
+
+_SELF_CHECKS: dict[str, Callable[[torch.device], str]] = {
+    "group_attention": _check_group_attention,
+    "token_selection": _check_token_selection,
+    "group_order": _check_group_order,
+}

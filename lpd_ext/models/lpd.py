@@ -1,0 +1,357 @@
+"""The LPD transformer: position query tokens beside context tokens, any set of positions a pass.
+
+Module names follow the published checkpoint keys, so a published state dict loads unchanged.
+
+Source: arXiv 2507.01957, ``models/lpd.py`` of mit-han-lab/lpd@f447b83.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Attend: TypeAlias = Callable[[int, Tensor], Tensor]
+"""Attention of one layer: (layer index, packed ``[batch, q_len, 3, num_heads, head_dim]``) ->
+``[batch, q_len, num_heads * head_dim]``. The model knows neither caches nor kernels."""
+
+UNCONDITIONAL = -1
+"""The class label of an image without one."""
+
+_NORM_EPS = 1e-6
+_NARROW = (torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class LPDConfig:
+    """Shape of an LPD transformer.
+
+    Parameters
+    ----------
+    grid : tuple[int, int]
+        Height and width in tokens.
+    dim, depth, num_heads : int
+        Width, number of blocks, heads a block; ``head_dim = dim // num_heads``.
+    vocab_size, num_classes : int
+        Tokens of the tokenizer, classes of the condition.
+    mlp_ratio : int
+        Width of the MLP in units of `dim`.
+
+    Raises
+    ------
+    ValueError
+        If a size is not positive or `dim` is no multiple of `num_heads`.
+    """
+
+    grid: tuple[int, int] = (16, 16)
+    dim: int = 1024
+    depth: int = 24
+    num_heads: int = 16
+    vocab_size: int = 16384
+    num_classes: int = 1000
+    mlp_ratio: int = 4
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "grid", tuple(self.grid))  # JSON gives a list
+        sizes = (*self.grid, self.dim, self.depth, self.num_heads, self.vocab_size)
+        if len(self.grid) != 2 or min(*sizes, self.num_classes, self.mlp_ratio) < 1:
+            raise ValueError(f"LPDConfig: expected two grid sides and positive sizes, got {self}")
+        if self.dim % self.num_heads:
+            raise ValueError(
+                f"LPDConfig: `dim`: expected a multiple of num_heads={self.num_heads}, "
+                f"got {self.dim}"
+            )
+
+    @property
+    def seq_len(self) -> int:
+        """Tokens an image."""
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def head_dim(self) -> int:
+        """Width of a head."""
+        return self.dim // self.num_heads
+
+    @staticmethod
+    def named(name: str) -> LPDConfig:
+        """Return a published configuration: ``lpd-{l,xl,xxl}-256`` or ``lpd-{l,xl}-512``.
+
+        Raises
+        ------
+        ValueError
+            If there is no configuration of that name; the message lists those there are.
+        """
+        if name not in _PUBLISHED:
+            raise ValueError(
+                f"LPDConfig.named: `name`: expected one of {', '.join(_PUBLISHED)}, got {name!r}"
+            )
+        return _PUBLISHED[name]
+
+
+_L = LPDConfig()
+_XL = replace(_L, dim=1280, depth=36, num_heads=20)
+_XXL = replace(_L, dim=1536, depth=48, num_heads=24)
+_PUBLISHED = {
+    "lpd-l-256": _L,
+    "lpd-xl-256": _XL,
+    "lpd-xxl-256": _XXL,
+    "lpd-l-512": replace(_L, grid=(32, 32)),
+    "lpd-xl-512": replace(_XL, grid=(32, 32)),
+}
+
+
+class LPD(nn.Module):
+    """Pre-norm transformer over context tokens and position query tokens.
+
+    Parameters
+    ----------
+    config : LPDConfig
+        Shape of the model.
+
+    Notes
+    -----
+    ``model.to(torch.bfloat16)`` turns weights and matrix products to bfloat16; LayerNorm, the
+    residual stream and the logits stay float32.
+
+    Examples
+    --------
+    >>> config = LPDConfig(grid=(4, 4), dim=64, depth=1, num_heads=2, vocab_size=8, num_classes=3)
+    >>> model = LPD(config)
+    >>> tokens, order = torch.zeros(1, 16, dtype=torch.int64), torch.arange(16)[None]
+    >>> model.training_loss(tokens, torch.tensor([2]), [1, 3, 12], order).shape
+    torch.Size([])
+    """
+
+    def __init__(self, config: LPDConfig) -> None:
+        super().__init__()
+        self.config = config
+        dim = config.dim
+        self.fake_latent = nn.Parameter(torch.empty(1, dim))
+        self.pos_embed = nn.Parameter(torch.empty(1, config.seq_len + 1, dim))
+        self.mask_token = nn.Parameter(torch.empty(1, 1, dim))  # the position query token
+        self.class_emb = nn.Embedding(config.num_classes, dim)
+        self.token_emb = nn.Embedding(config.vocab_size, dim)
+        self.z_proj_ln = _LayerNorm(dim, eps=_NORM_EPS)
+        self.blocks = nn.ModuleList(
+            _Block(dim, config.num_heads, config.mlp_ratio) for _ in range(config.depth)
+        )
+        self.norm = _LayerNorm(dim, eps=_NORM_EPS)
+        self.head = nn.Linear(dim, config.vocab_size, bias=False)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias"):
+                nn.init.zeros_(parameter)
+            elif parameter.ndim >= 2:
+                nn.init.normal_(parameter, std=0.02)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.head.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of weights and matrix products."""
+        return self.head.weight.dtype
+
+    def embed_class(self, class_labels: Tensor) -> Tensor:
+        """Return the class row ``[batch, 1, dim]``; label -1 means unconditional."""
+        known = class_labels >= 0
+        embedding = self.class_emb(class_labels.clamp(min=0))
+        x = torch.where(known[:, None], embedding, self.fake_latent.to(embedding.dtype))
+        return self._embed(x[:, None], self.pos_embed[:, :1])
+
+    def embed_context(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        """Return rows ``[batch, n, dim]`` of decoded tokens; an invalid id -1 reads as token 0."""
+        x = self.token_emb(tokens.clamp(min=0))
+        return self._embed(x, self.pos_embed[0, 1 + positions])
+
+    def embed_queries(self, positions: Tensor) -> Tensor:
+        """Return rows ``[batch, n, dim]`` that ask for the tokens at raster `positions`."""
+        return self._embed(self.mask_token, self.pos_embed[0, 1 + positions])
+
+    def transform(self, x: Tensor, attend: Attend) -> Tensor:
+        """Run all blocks over rows ``[batch, q_len, dim]``."""
+        for layer, block in enumerate(self.blocks):
+            x = block(x, layer, attend)
+        return x
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Return float32 logits ``[..., vocab_size]`` of transformed rows."""
+        return _at_least_float32(self.head(self.norm(x).to(self.dtype)))
+
+    def training_loss(
+        self, tokens: Tensor, class_labels: Tensor, group_sizes: Sequence[int], order: Tensor
+    ) -> Tensor:
+        """Return the mean cross-entropy of all query rows under teacher forcing, in one pass.
+
+        Parameters
+        ----------
+        tokens : Tensor
+            int64 ``[batch, seq_len]`` in raster order.
+        class_labels : Tensor
+            int64 ``[batch]``; -1 drops the label.
+        group_sizes : Sequence[int]
+            Sums to seq_len; the same for the whole batch.
+        order : Tensor
+            int64 ``[batch, seq_len]``, a permutation of raster positions an image.
+
+        Returns
+        -------
+        Tensor
+            float32 scalar.
+
+        Raises
+        ------
+        ValueError
+            If a shape does not fit or `group_sizes` do not sum to seq_len.
+
+        Notes
+        -----
+        Rows are ``[class, group 0 .. n-2 | queries of group 0 .. n-1]``.
+        Source: "Training" of arXiv 2507.01957.
+        """
+        seq_len = self.config.seq_len
+        sizes = [int(size) for size in group_sizes]
+        if not sizes or min(sizes) < 1 or sum(sizes) != seq_len:
+            raise ValueError(
+                f"training_loss: `group_sizes`: expected positive sizes that sum to {seq_len}, "
+                f"got {sizes}"
+            )
+        if tokens.dim() != 2 or tokens.shape[1] != seq_len or tokens.shape != order.shape:
+            raise ValueError(
+                f"training_loss: `tokens` and `order`: expected [batch, {seq_len}], "
+                f"got {tuple(tokens.shape)} and {tuple(order.shape)}"
+            )
+        if class_labels.shape != tokens.shape[:1]:
+            raise ValueError(
+                f"training_loss: `class_labels`: expected [{tokens.shape[0]}], "
+                f"got {tuple(class_labels.shape)}"
+            )
+        targets = tokens.gather(1, order)
+        num_context = 1 + seq_len - sizes[-1]
+        fed = num_context - 1
+        rows = torch.cat(
+            [
+                self.embed_class(class_labels),
+                self.embed_context(targets[:, :fed], order[:, :fed]),
+                self.embed_queries(order),
+            ],
+            dim=1,
+        )
+        mask = training_mask(sizes, device=rows.device)
+
+        def attend(layer: int, qkv: Tensor) -> Tensor:
+            q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+            # Context rows never see queries: attending apart saves their half of the mask.
+            rows_of = [num_context, seq_len]
+            q_context, q_queries = q.split(rows_of, dim=2)
+            out_context = F.scaled_dot_product_attention(
+                q_context,
+                k.split(rows_of, dim=2)[0],
+                v.split(rows_of, dim=2)[0],
+                attn_mask=mask[:num_context, :num_context],
+            )
+            out_queries = F.scaled_dot_product_attention(
+                q_queries, k, v, attn_mask=mask[num_context:]
+            )
+            return torch.cat([out_context, out_queries], dim=2).transpose(1, 2).flatten(2)
+
+        logits = self.logits(self.transform(rows, attend)[:, num_context:])
+        return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+    def _embed(self, x: Tensor, position_embedding: Tensor) -> Tensor:
+        x = _at_least_float32(x) + _at_least_float32(position_embedding)
+        return self.z_proj_ln(x)  # type: ignore[no-any-return]
+
+
+def training_mask(group_sizes: Sequence[int], device: torch.device | None = None) -> Tensor:
+    """Return who may attend to whom in one teacher-forced pass.
+
+    Parameters
+    ----------
+    group_sizes : Sequence[int]
+        Sizes of the n groups.
+    device : torch.device, optional
+        Where the mask goes.
+
+    Returns
+    -------
+    Tensor
+        bool ``[rows, rows]`` with rows ``[class, group 0 .. n-2 | queries of group 0 .. n-1]``,
+        True = may attend. A row sees the context rows of all earlier groups; a context row also
+        its own group, a query row also the queries of its own group.
+    """
+    step = torch.arange(len(group_sizes), device=device)
+    sizes = torch.tensor(group_sizes, device=device)
+    # Step k encodes context k (the class row for k = 0, else group k-1) and queries group k.
+    context_step = step.repeat_interleave(torch.cat([sizes.new_ones(1), sizes[:-1]]))
+    query_step = step.repeat_interleave(sizes)
+    row_step = torch.cat([context_step, query_step])
+    sees_context = row_step[:, None] >= context_step
+    is_query = torch.arange(len(row_step), device=device)[:, None] >= len(context_step)
+    sees_queries = is_query & (row_step[:, None] == query_step)
+    return torch.cat([sees_context, sees_queries], dim=1)
+
+
+def cu_group_sizes(group_sizes: Sequence[int]) -> list[int]:
+    """Return the prefix sums of group sizes, the first 0."""
+    return [0, *accumulate(group_sizes)]
+
+
+class _Block(nn.Module):
+    def __init__(self, dim: int, num_heads: int, mlp_ratio: int) -> None:
+        super().__init__()
+        self.norm1 = _LayerNorm(dim, eps=_NORM_EPS)
+        self.attn = _Attention(dim, num_heads)
+        self.norm2 = _LayerNorm(dim, eps=_NORM_EPS)
+        self.mlp = _MLP(dim, dim * mlp_ratio)
+
+    def forward(self, x: Tensor, layer: int, attend: Attend) -> Tensor:
+        dtype = self.mlp.fc1.weight.dtype
+        x = x + self.attn(self.norm1(x).to(dtype), layer, attend)
+        return x + self.mlp(self.norm2(x).to(dtype))  # type: ignore[no-any-return]
+
+
+class _Attention(nn.Module):
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.packed = (3, num_heads, dim // num_heads)
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, layer: int, attend: Attend) -> Tensor:
+        return self.proj(attend(layer, self.qkv(x).unflatten(-1, self.packed)))  # type: ignore[no-any-return]
+
+
+class _MLP(nn.Module):
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.fc2 = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))  # type: ignore[no-any-return]
+
+
+class _LayerNorm(nn.LayerNorm):
+    """LayerNorm whose parameters stay float32 when the model goes to a narrower dtype."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> _LayerNorm:
+        def apply_but_stay_wide(t: Tensor) -> Tensor:
+            moved = fn(t)
+            return t.to(moved.device) if moved.dtype in _NARROW else moved
+
+        super()._apply(apply_but_stay_wide, recurse)
+        return self
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in _NARROW else x

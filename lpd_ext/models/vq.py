@@ -1,0 +1,369 @@
+"""The LlamaGen VQ tokenizer: images to token grids and back.
+
+Module names follow the published checkpoint keys, so a published state dict loads unchanged.
+
+Source: arXiv 2406.06525 (LlamaGen), ``tokenizer/tokenizer_image/vq_model.py`` as used by
+mit-han-lab/lpd@f447b83.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import isqrt
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+_NORM_EPS = 1e-6
+_PUBLISHED_BUT_IGNORED = "codebook_used"  # a training-time usage window, no weight
+
+
+@dataclass(frozen=True)
+class VQConfig:
+    """Shape of a tokenizer; the defaults are the published VQ-16.
+
+    Parameters
+    ----------
+    in_channels : int
+        Image channels (3 for RGB, 1 for grey).
+    channels : int
+        Width of the first level; a multiple of `norm_groups`.
+    channel_mult : tuple[int, ...]
+        Width of each level in units of `channels`; the stride is ``2 ** (levels - 1)``.
+    num_res_blocks : int
+        Residual blocks a level (the decoder has one more).
+    z_channels : int
+        Channels between the convolutions and the codebook projections.
+    codebook_size, codebook_dim : int
+        Number of codes and their dimension.
+    norm_groups : int
+        Groups of every GroupNorm.
+    """
+
+    in_channels: int = 3
+    channels: int = 128
+    channel_mult: tuple[int, ...] = (1, 1, 2, 2, 4)
+    num_res_blocks: int = 2
+    z_channels: int = 256
+    codebook_size: int = 16384
+    codebook_dim: int = 8
+    norm_groups: int = 32
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "channel_mult", tuple(self.channel_mult))  # JSON gives a list
+        if not self.channel_mult or self.channels % self.norm_groups:
+            raise ValueError(
+                "VQConfig: expected at least one level and `channels` divisible by `norm_groups`, "
+                f"got channel_mult={self.channel_mult}, channels={self.channels}, "
+                f"norm_groups={self.norm_groups}"
+            )
+
+    @property
+    def stride(self) -> int:
+        """Image pixels a token spans in each direction."""
+        return int(2 ** (len(self.channel_mult) - 1))
+
+
+class VQModel(nn.Module):
+    """Convolutional encoder and decoder around an l2-normalised codebook.
+
+    Parameters
+    ----------
+    config : VQConfig, optional
+        Defaults to the published VQ-16 (stride 16, 16384 codes of dimension 8).
+
+    Notes
+    -----
+    Images are float ``[batch, in_channels, height, width]`` in [-1, 1]; `decode` does not clamp.
+    """
+
+    def __init__(self, config: VQConfig | None = None) -> None:
+        super().__init__()
+        self.config = c = config or VQConfig()
+        self.encoder = _Encoder(c)
+        self.decoder = _Decoder(c)
+        self.quantize = _Codebook(c.codebook_size, c.codebook_dim)
+        self.quant_conv = nn.Conv2d(c.z_channels, c.codebook_dim, 1)
+        self.post_quant_conv = nn.Conv2d(c.codebook_dim, c.z_channels, 1)
+
+    def encode(self, image: Tensor) -> Tensor:
+        """Return the code of every grid position.
+
+        Parameters
+        ----------
+        image : Tensor
+            ``[batch, in_channels, height, width]`` in [-1, 1]; height and width are multiples of
+            the stride.
+
+        Returns
+        -------
+        Tensor
+            int64 ``[batch, seq_len]`` in raster order, ``seq_len = height * width / stride ** 2``.
+
+        Raises
+        ------
+        ValueError
+            If the shape does not fit.
+        """
+        return self.quantize.nearest(self.latents(image))
+
+    def latents(self, image: Tensor) -> Tensor:
+        """Return what `encode` compares with the codebook (for training an encoder).
+
+        Parameters
+        ----------
+        image : Tensor
+            As `encode` takes it.
+
+        Returns
+        -------
+        Tensor
+            ``[batch, seq_len, codebook_dim]``, each of length 1.
+
+        Raises
+        ------
+        ValueError
+            If the shape does not fit.
+        """
+        c = self.config
+        if image.dim() != 4 or image.shape[1] != c.in_channels or _ragged(image, c.stride):
+            raise ValueError(
+                f"VQModel.encode: `image`: expected [batch, {c.in_channels}, height, width] with "
+                f"height and width multiples of {c.stride}, got {tuple(image.shape)}"
+            )
+        z = self.quant_conv(self.encoder(image))
+        return F.normalize(z.flatten(2).transpose(1, 2), dim=-1)
+
+    def decode(self, codes: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
+        """Return the image of a token grid.
+
+        Parameters
+        ----------
+        codes : Tensor
+            int64 ``[batch, seq_len]`` in raster order.
+        grid : tuple[int, int], optional
+            Height and width in tokens; a square grid when omitted.
+
+        Returns
+        -------
+        Tensor
+            ``[batch, in_channels, grid[0] * stride, grid[1] * stride]``, about [-1, 1], unclamped.
+
+        Raises
+        ------
+        ValueError
+            If shape or ids do not fit.
+        TypeError
+            If `codes` holds no integers.
+        """
+        if codes.dtype not in (torch.int64, torch.int32):
+            raise TypeError(f"VQModel.decode: `codes`: expected int64, got {codes.dtype}")
+        if codes.dim() != 2:
+            raise ValueError(
+                f"VQModel.decode: `codes`: expected [batch, seq_len], got {tuple(codes.shape)}"
+            )
+        if grid is None:
+            grid = (isqrt(codes.shape[1]),) * 2
+        if grid[0] * grid[1] != codes.shape[1]:
+            raise ValueError(
+                f"VQModel.decode: `codes`: expected seq_len {grid[0]} * {grid[1]} (`grid`), "
+                f"got {codes.shape[1]}"
+            )
+        size = self.config.codebook_size
+        if codes.numel() and not (0 <= int(codes.min()) and int(codes.max()) < size):
+            raise ValueError(
+                f"VQModel.decode: `codes`: expected ids in [0, {size}), "
+                f"got [{int(codes.min())}, {int(codes.max())}]"
+            )
+        z = self.quantize.lookup(codes.long()).transpose(1, 2).unflatten(2, grid)
+        return self.decoder(self.post_quant_conv(z))  # type: ignore[no-any-return]
+
+
+def _ragged(image: Tensor, stride: int) -> bool:
+    height, width = image.shape[2:]
+    return height == 0 or width == 0 or height % stride != 0 or width % stride != 0
+
+
+class _Codebook(nn.Module):
+    def __init__(self, size: int, dim: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(size, dim)
+
+    def nearest(self, latents: Tensor) -> Tensor:
+        # Both sides have length 1, so the largest dot product is the smallest distance.
+        return (latents @ self.normalised().T).argmax(-1)
+
+    def lookup(self, codes: Tensor) -> Tensor:
+        return F.embedding(codes, self.normalised())
+
+    def normalised(self) -> Tensor:
+        return F.normalize(self.embedding.weight, dim=-1)
+
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        wanted = {k: v for k, v in state_dict.items() if k != prefix + _PUBLISHED_BUT_IGNORED}
+        super()._load_from_state_dict(wanted, prefix, *args, **kwargs)
+
+
+class _Encoder(nn.Module):
+    def __init__(self, c: VQConfig) -> None:
+        super().__init__()
+        self.conv_in = nn.Conv2d(c.in_channels, c.channels, 3, padding=1)
+        widths = [c.channels * m for m in (1, *c.channel_mult)]
+        last = len(c.channel_mult) - 1
+        self.conv_blocks = nn.ModuleList(
+            _Level(
+                widths[i],
+                widths[i + 1],
+                c.num_res_blocks,
+                c.norm_groups,
+                attention=i == last,
+                downsample=i != last,
+            )
+            for i in range(last + 1)
+        )
+        self.mid = _middle(widths[-1], c.norm_groups)
+        self.norm_out = _norm(widths[-1], c.norm_groups)
+        self.conv_out = nn.Conv2d(widths[-1], c.z_channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv_in(x)
+        for level in self.conv_blocks:
+            x = level(x)
+        x = self.mid(x)
+        return self.conv_out(F.silu(self.norm_out(x)))  # type: ignore[no-any-return]
+
+
+class _Decoder(nn.Module):
+    def __init__(self, c: VQConfig) -> None:
+        super().__init__()
+        widths = [c.channels * m for m in (c.channel_mult[-1], *reversed(c.channel_mult))]
+        self.conv_in = nn.Conv2d(c.z_channels, widths[0], 3, padding=1)
+        self.mid = _middle(widths[0], c.norm_groups)
+        last = len(c.channel_mult) - 1
+        self.conv_blocks = nn.ModuleList(
+            _Level(
+                widths[i],
+                widths[i + 1],
+                c.num_res_blocks + 1,
+                c.norm_groups,
+                attention=i == 0,
+                upsample=i != last,
+            )
+            for i in range(last + 1)
+        )
+        self.norm_out = _norm(widths[-1], c.norm_groups)
+        self.conv_out = nn.Conv2d(widths[-1], c.in_channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.mid(self.conv_in(x))
+        for level in self.conv_blocks:
+            x = level(x)
+        return self.conv_out(F.silu(self.norm_out(x)))  # type: ignore[no-any-return]
+
+
+class _Level(nn.Module):
+    """Residual blocks, each followed by its attention block where the level has them."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        num_res_blocks: int,
+        norm_groups: int,
+        *,
+        attention: bool,
+        downsample: bool = False,
+        upsample: bool = False,
+    ) -> None:
+        super().__init__()
+        self.res = nn.ModuleList(
+            _ResBlock(in_channels if j == 0 else out_channels, out_channels, norm_groups)
+            for j in range(num_res_blocks)
+        )
+        self.attn = nn.ModuleList(
+            _AttnBlock(out_channels, norm_groups) for _ in range(num_res_blocks if attention else 0)
+        )
+        if downsample:
+            self.downsample = _Downsample(out_channels)
+        if upsample:
+            self.upsample = _Upsample(out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for j, res in enumerate(self.res):
+            x = res(x)
+            if len(self.attn):
+                x = self.attn[j](x)
+        for resize in ("downsample", "upsample"):
+            if hasattr(self, resize):
+                x = getattr(self, resize)(x)
+        return x
+
+
+class _ResBlock(nn.Module):
+    def __init__(self, in_channels: int, out_channels: int, norm_groups: int) -> None:
+        super().__init__()
+        self.norm1 = _norm(in_channels, norm_groups)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.norm2 = _norm(out_channels, norm_groups)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        if in_channels != out_channels:
+            self.nin_shortcut = nn.Conv2d(in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.conv2(F.silu(self.norm2(h)))
+        shortcut: Tensor = self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x
+        return shortcut + h
+
+
+class _AttnBlock(nn.Module):
+    """Self-attention over the grid, one head."""
+
+    def __init__(self, channels: int, norm_groups: int) -> None:
+        super().__init__()
+        self.norm = _norm(channels, norm_groups)
+        self.q = nn.Conv2d(channels, channels, 1)
+        self.k = nn.Conv2d(channels, channels, 1)
+        self.v = nn.Conv2d(channels, channels, 1)
+        self.proj_out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm(x)
+        q, k, v = (proj(h).flatten(2).transpose(1, 2) for proj in (self.q, self.k, self.v))
+        h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).unflatten(2, x.shape[2:])
+        return x + self.proj_out(h)  # type: ignore[no-any-return]
+
+
+class _Downsample(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.pad(x, (0, 1, 0, 1)))  # type: ignore[no-any-return]
+
+
+class _Upsample(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))  # type: ignore[no-any-return]
+
+
+def _norm(channels: int, groups: int) -> nn.GroupNorm:
+    return nn.GroupNorm(groups, channels, eps=_NORM_EPS)
+
+
+def _middle(channels: int, norm_groups: int) -> nn.Sequential:
+    return nn.Sequential(
+        _ResBlock(channels, channels, norm_groups),
+        _AttnBlock(channels, norm_groups),
+        _ResBlock(channels, channels, norm_groups),
+    )

@@ -1,0 +1,93 @@
+"""Argument checks shared by the ops: op, argument, wanted and got in every message."""
+
+from collections.abc import Sequence
+from typing import NoReturn
+
+import torch
+from torch import Tensor
+
+
+def fail(error: type[Exception], op: str, argument: str, expected: str, got: object) -> NoReturn:
+    """Raise ``error`` in the form all ops share."""
+    raise error(f"{op}: argument `{argument}`: expected {expected}, got {got}")
+
+
+def check_tensor(
+    op: str, argument: str, value: Tensor, dtypes: Sequence[torch.dtype], shape: str, ndim: int
+) -> None:
+    """Demand a tensor of one of the dtypes and of ``ndim`` dimensions that wants no gradient."""
+    if not isinstance(value, Tensor):
+        fail(TypeError, op, argument, f"a tensor {shape}", type(value).__name__)
+    if value.dtype not in dtypes:
+        names = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+        fail(TypeError, op, argument, names, str(value.dtype).removeprefix("torch."))
+    if value.ndim != ndim:
+        fail(ValueError, op, argument, shape, f"shape {list(value.shape)}")
+    if value.requires_grad and torch.is_grad_enabled():
+        raise NotImplementedError(
+            f"{op}: argument `{argument}` requires grad, but the ops are inference-only: "
+            "call under torch.no_grad() or detach() it"
+        )
+
+
+def check_shape(op: str, argument: str, value: Tensor, shape: Sequence[int], names: str) -> None:
+    """Demand every size as given; ``names`` spells the dimensions out."""
+    if tuple(value.shape) != tuple(shape):
+        fail(ValueError, op, argument, f"{names} = {list(shape)}", f"shape {list(value.shape)}")
+
+
+def check_device(op: str, argument: str, value: Tensor, device: torch.device) -> None:
+    """Demand the device of the first argument."""
+    if value.device != device:
+        fail(ValueError, op, argument, f"device {device}", value.device)
+
+
+def check_device_type(op: str, argument: str, value: Tensor, supported: Sequence[str]) -> None:
+    """Demand a device that has a kernel."""
+    if value.device.type not in supported:
+        fail(
+            NotImplementedError, op, argument, f"device {' or '.join(supported)}", value.device.type
+        )
+
+
+def check_int(op: str, argument: str, value: int, least: int) -> None:
+    """Demand an int (or a symbolic one) of at least ``least``."""
+    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
+        fail(TypeError, op, argument, "an int", type(value).__name__)
+    if value < least:
+        fail(ValueError, op, argument, f"at least {least}", value)
+
+
+def check_float(op: str, argument: str, value: float) -> None:
+    """Demand a number that is not NaN."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        fail(TypeError, op, argument, "a number", type(value).__name__)
+    if value != value:
+        fail(ValueError, op, argument, "a number", "nan")
+
+
+def check_order_arguments(
+    op: str, seeds: Tensor, grid: tuple[int, int], known: Tensor | None
+) -> int | None:
+    """Check what all orders take; count the known positions, None where contents are not read."""
+    check_tensor(op, "seeds", seeds, (torch.int64,), "[batch]", 1)
+    if not isinstance(grid, (tuple, list)):
+        fail(TypeError, op, "grid", "(height, width)", type(grid).__name__)
+    if len(grid) != 2:
+        fail(ValueError, op, "grid", "(height, width)", f"{len(grid)} numbers")
+    for size in grid:
+        check_int(op, "grid", size, 1)
+    if known is None:
+        return 0
+    names = "[batch, height * width]"
+    check_tensor(op, "known", known, (torch.bool,), names, 2)
+    check_shape(op, "known", known, (seeds.shape[0], grid[0] * grid[1]), names)
+    check_device(op, "known", known, seeds.device)
+    if torch.compiler.is_compiling() or known.shape[0] == 0:
+        return None
+    counts = known.sum(dim=1)
+    fewest, most = int(counts.min()), int(counts.max())
+    if fewest != most:
+        got = f"{fewest} to {most}"
+        fail(ValueError, op, "known", "the same number of positions in every image", got)
+    return most

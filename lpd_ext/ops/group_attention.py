@@ -1,0 +1,142 @@
+"""Attention of one decode step: context tokens, then position queries."""
+
+import torch
+from torch import Tensor
+
+from lpd_ext.ops.checks import (
+    check_device,
+    check_device_type,
+    check_float,
+    check_int,
+    check_shape,
+    check_tensor,
+    fail,
+)
+
+_OP = "group_attention"
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_HEAD_DIMS = (32, 64, 80, 96, 128)
+_QKV = "[batch, q_len, 3, num_heads, head_dim]"
+_CACHE = "[batch, num_heads, max_kv_len, head_dim]"
+
+
+def group_attention(
+    qkv: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    cache_len: int,
+    context_len: int,
+    *,
+    scale: float | None = None,
+) -> Tensor:
+    """Append the context rows to the caches and attend, context rows blind to the queries.
+
+    ::
+
+        q, k, v = qkv.unbind(2)
+        k_cache[:, :, cache_len : cache_len + context_len] = k[:, :context_len]   # and v_cache
+        keys = k_cache[:, :, : cache_len + context_len] ++ k[:, context_len:]     # and values
+        context rows see keys[: cache_len + context_len], query rows all keys
+        out = softmax(scale * q @ keys.T) @ values
+
+    Parameters
+    ----------
+    qkv : Tensor
+        ``[batch, q_len, 3, num_heads, head_dim]``, float32, bfloat16 or float16, CPU; any batch and
+        row stride, the last three dimensions contiguous, as the projection left it. Context tokens
+        first, then position queries; any ``q_len``. head_dim: 32, 64, 80, 96 or 128.
+    k_cache, v_cache : Tensor
+        ``[batch, num_heads, max_kv_len, head_dim]``, dtype and device of ``qkv``, head_dim
+        contiguous. Written in place at ``[cache_len, cache_len + context_len)``; nothing from
+        ``cache_len`` on is read.
+    cache_len : int
+        Keys in the caches before this step.
+    context_len : int
+        Number of context rows, 0 (only queries) to ``q_len`` (prefill).
+    scale : float, optional
+        Factor of the scores, by default ``head_dim ** -0.5``.
+
+    Returns
+    -------
+    Tensor
+        ``[batch, q_len, num_heads * head_dim]``, contiguous, dtype of ``qkv``.
+
+    Raises
+    ------
+    ValueError
+        A wrong shape, stride or device, a cache too small, ``context_len`` over ``q_len``.
+    TypeError
+        A wrong dtype or type.
+    NotImplementedError
+        Another head_dim, a device without a kernel, or a tensor that requires grad.
+
+    Notes
+    -----
+    Sums are float32. An image's bits depend neither on the rest of the batch nor on the number of
+    threads. Position queries leave nothing in the caches.
+
+    Source: arXiv 2507.01957, parallel decoding with position query tokens; the mask as in
+    mit-han-lab/lpd@f447b83.
+
+    Examples
+    --------
+    >>> k_cache, v_cache = torch.zeros(2, 1, 4, 8, 32)
+    >>> group_attention(torch.randn(1, 5, 3, 4, 32), k_cache, v_cache, 0, 2).shape
+    torch.Size([1, 5, 128])
+    """
+    check_tensor(_OP, "qkv", qkv, _DTYPES, _QKV, 5)
+    batch, q_len, three, num_heads, head_dim = qkv.shape
+    if three != 3:
+        fail(ValueError, _OP, "qkv", _QKV, f"shape {list(qkv.shape)}")
+    if head_dim not in _HEAD_DIMS:
+        fail(NotImplementedError, _OP, "qkv", f"head_dim in {_HEAD_DIMS}", head_dim)
+    check_device_type(_OP, "qkv", qkv, ("cpu",))
+    if qkv.numel() and not qkv[0, 0].is_contiguous():
+        fail(ValueError, _OP, "qkv", "last three dimensions contiguous", f"strides {qkv.stride()}")
+    for name, cache in (("k_cache", k_cache), ("v_cache", v_cache)):
+        check_tensor(_OP, name, cache, (qkv.dtype,), _CACHE, 4)
+        check_shape(_OP, name, cache, (batch, num_heads, k_cache.shape[2], head_dim), _CACHE)
+        check_device(_OP, name, cache, qkv.device)
+        _check_cache_strides(name, cache)
+    check_int(_OP, "cache_len", cache_len, 0)
+    check_int(_OP, "context_len", context_len, 0)
+    if context_len > q_len:
+        fail(ValueError, _OP, "context_len", f"at most q_len = {q_len}", context_len)
+    if cache_len + context_len > k_cache.shape[2]:
+        fail(
+            ValueError,
+            _OP,
+            "k_cache",
+            f"max_kv_len of at least cache_len + context_len = {cache_len + context_len}",
+            k_cache.shape[2],
+        )
+    if scale is None:
+        scale = head_dim**-0.5
+    check_float(_OP, "scale", scale)
+    out: Tensor = torch.ops.lpd_ext.group_attention(
+        qkv, k_cache, v_cache, cache_len, context_len, scale
+    )
+    return out
+
+
+def _check_cache_strides(name: str, cache: Tensor) -> None:
+    if cache.numel() == 0:
+        return
+    if cache.stride(3) != 1:
+        fail(ValueError, _OP, name, "contiguous head_dim", f"strides {cache.stride()}")
+    for size, stride in zip(cache.shape, cache.stride(), strict=True):
+        if size > 1 and stride == 0:
+            fail(ValueError, _OP, name, "no expanded dimension", f"strides {cache.stride()}")
+
+
+@torch.library.register_fake("lpd_ext::group_attention")
+def _(
+    qkv: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    cache_len: int,
+    context_len: int,
+    scale: float,
+) -> Tensor:
+    batch, q_len, _, num_heads, head_dim = qkv.shape
+    return qkv.new_empty((batch, q_len, num_heads * head_dim))

@@ -1,0 +1,162 @@
+"""Token selection: from the logits of a group to one token per position query."""
+
+import torch
+from torch import Tensor
+
+from lpd_ext.ops.checks import (
+    check_device,
+    check_device_type,
+    check_float,
+    check_int,
+    check_shape,
+    check_tensor,
+    fail,
+)
+
+_OP = "token_selection"
+_MAX_VOCAB_SIZE = 2**22  # 2^40 a token must sum up inside 64 bits
+_MAX_FLOAT32 = torch.finfo(torch.float32).max
+
+
+def token_selection(
+    logits: Tensor,
+    uniform: Tensor,
+    *,
+    cfg_scale: Tensor | None = None,
+    temperature: float | Tensor = 1.0,
+    top_k: int | Tensor = 0,
+    top_p: float | Tensor = 1.0,
+) -> Tensor:
+    """Select one token per row by guidance, temperature, top-k, top-p and inverse-CDF sampling.
+
+    ::
+
+        x = uncond + cfg_scale * (cond - uncond), or logits; -inf where cond is: a masked token
+        temperature 0: return argmax(x), lowest id on ties
+        y = x / temperature; keep y >= k-th largest y
+        p = softmax(kept y); keep while the mass strictly above, by value, is <= top_p
+        return the first kept token, in vocabulary order, at which cumsum(p) > uniform * sum(p)
+
+    Parameters
+    ----------
+    logits : Tensor
+        ``[batch, group_size, vocab_size]``, or ``[2 * batch, group_size, vocab_size]`` with
+        ``cfg_scale``: the conditional rows, then the unconditional ones. float32, bfloat16 or
+        float16, CPU; the vocabulary (1 to 2^22 tokens) contiguous, other strides any. -inf masks a
+        token.
+    uniform : Tensor
+        ``[batch, group_size]``, float64, in [0, 1), any strides.
+    cfg_scale : Tensor, optional
+        ``[group_size]`` or ``[batch, group_size]``, float32, any strides.
+    temperature : float or Tensor
+        At least 0 and finite; a tensor is ``[batch]``, float32.
+    top_k : int or Tensor
+        Number of values to keep, equal ones together; 0 or ``vocab_size`` and more keep all. A
+        tensor is ``[batch]``, int64.
+    top_p : float or Tensor
+        In [0, 1], 1 keeps all, 0 the largest value; a tensor is ``[batch]``, float32.
+
+    Returns
+    -------
+    Tensor
+        ``[batch, group_size]``, int64: token ids. -1 for a row without a distribution: a NaN or
+        +inf logit (in either half, or after guidance), nothing but -inf, or a ``uniform`` or a
+        parameter tensor's value that is NaN or out of range. Other rows are unharmed.
+
+    Raises
+    ------
+    ValueError
+        A wrong shape, stride or device, or a number out of range.
+    TypeError
+        A wrong dtype or type.
+    NotImplementedError
+        A device without a kernel, or a tensor that requires grad.
+
+    Notes
+    -----
+    A pure function of its arguments, and of a row's alone: the same row gives the same id at any
+    place in any batch. The arithmetic is specified to the bit: x and y in float32, probabilities as
+    integers of 2^-40 of the row's largest, from one polynomial; a token below 2^-41 of the largest
+    is never drawn. A temperature so small that y overflows acts as 0. Values in tensors are judged
+    inside the kernel, never on the host, so that a captured graph can change them.
+
+    Source: arXiv 2507.01957; the chain of guidance, top-k and top-p as in mit-han-lab/lpd@f447b83
+    (models/sampling.py), but for ties under top-p, which stay or go together.
+
+    Examples
+    --------
+    >>> token_selection(torch.tensor([[[0.0, 2.0, 1.0]]]), torch.tensor([[0.5]]).double())
+    tensor([[1]])
+    """
+    dtypes = (torch.float32, torch.bfloat16, torch.float16)
+    check_tensor(_OP, "logits", logits, dtypes, "[batch, group_size, vocab_size]", 3)
+    check_device_type(_OP, "logits", logits, ("cpu",))
+    rows, group_size, vocab_size = logits.shape
+    if not 1 <= vocab_size <= _MAX_VOCAB_SIZE:
+        fail(ValueError, _OP, "logits", f"a vocabulary of 1 to {_MAX_VOCAB_SIZE}", vocab_size)
+    if vocab_size > 1 and logits.stride(2) != 1:
+        strides = f"strides {list(logits.stride())}"
+        fail(ValueError, _OP, "logits", "a contiguous vocabulary (stride 1)", strides)
+    batch = rows
+    if cfg_scale is not None:
+        if rows % 2:
+            fail(ValueError, _OP, "logits", "an even first size, [cond; uncond]", rows)
+        batch = rows // 2
+        _check_cfg_scale(cfg_scale, logits, batch)
+    check_tensor(_OP, "uniform", uniform, (torch.float64,), "[batch, group_size]", 2)
+    check_shape(_OP, "uniform", uniform, (batch, group_size), "[batch, group_size]")
+    check_device(_OP, "uniform", uniform, logits.device)
+    if not isinstance(temperature, Tensor):
+        check_float(_OP, "temperature", temperature)
+        if not 0 <= temperature <= _MAX_FLOAT32:
+            fail(ValueError, _OP, "temperature", "a finite number of at least 0", temperature)
+    if not isinstance(top_k, Tensor):
+        check_int(_OP, "top_k", top_k, 0)
+        top_k = min(top_k, vocab_size)
+    if not isinstance(top_p, Tensor):
+        check_float(_OP, "top_p", top_p)
+        if not 0 <= top_p <= 1:
+            fail(ValueError, _OP, "top_p", "a number in [0, 1]", top_p)
+    ids: Tensor = torch.ops.lpd_ext.token_selection(
+        logits,
+        uniform,
+        cfg_scale,
+        _per_image("temperature", temperature, torch.float32, batch, logits.device),
+        _per_image("top_k", top_k, torch.int64, batch, logits.device),
+        _per_image("top_p", top_p, torch.float32, batch, logits.device),
+    )
+    return ids
+
+
+def _check_cfg_scale(cfg_scale: Tensor, logits: Tensor, batch: int) -> None:
+    names = "[group_size] or [batch, group_size]"
+    per_image = isinstance(cfg_scale, Tensor) and cfg_scale.ndim == 2
+    group_size = logits.shape[1]
+    shape = (batch, group_size) if per_image else (group_size,)
+    check_tensor(_OP, "cfg_scale", cfg_scale, (torch.float32,), names, len(shape))
+    check_shape(_OP, "cfg_scale", cfg_scale, shape, names)
+    check_device(_OP, "cfg_scale", cfg_scale, logits.device)
+
+
+def _per_image(
+    name: str, value: float | Tensor, dtype: torch.dtype, batch: int, device: torch.device
+) -> Tensor:
+    """One value an image: a checked tensor as it is, a number broadcast."""
+    if not isinstance(value, Tensor):
+        return torch.full((batch,), value, dtype=dtype, device=device)
+    check_tensor(_OP, name, value, (dtype,), "[batch]", 1)
+    check_shape(_OP, name, value, (batch,), "[batch]")
+    check_device(_OP, name, value, device)
+    return value
+
+
+@torch.library.register_fake("lpd_ext::token_selection")
+def _(
+    logits: Tensor,
+    uniform: Tensor,
+    cfg_scale: Tensor | None,
+    temperature: Tensor,
+    top_k: Tensor,
+    top_p: Tensor,
+) -> Tensor:
+    return torch.empty_like(uniform, dtype=torch.int64, memory_format=torch.contiguous_format)

@@ -1,0 +1,172 @@
+"""Orders other than the locality-aware one, for comparison, and the table of them all."""
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from lpd_ext import philox
+from lpd_ext.ops import group_order
+from lpd_ext.ops.checks import check_order_arguments
+
+
+def raster_order(
+    seeds: Tensor,
+    grid: tuple[int, int],
+    group_sizes: Sequence[int] | None = None,
+    *,
+    known: Tensor | None = None,
+) -> Tensor:
+    """Row by row from the top left.
+
+    Parameters
+    ----------
+    seeds : Tensor
+        ``[batch]``, int64; only their number and device matter.
+    grid : tuple of int
+        Height and width.
+    group_sizes : sequence of int, optional
+        Without influence; here so that all orders are called alike.
+    known : Tensor, optional
+        ``[batch, height * width]``, bool: positions that come first.
+
+    Returns
+    -------
+    Tensor
+        ``[batch, height * width]``, int64: raster positions.
+
+    Raises
+    ------
+    ValueError
+        A wrong shape or device, or unequal numbers of known positions.
+    TypeError
+        A wrong dtype or type.
+    """
+    check_order_arguments("raster_order", seeds, grid, known)
+    height, width = grid
+    positions = torch.arange(height * width, device=seeds.device)
+    return _known_first(positions.repeat(seeds.shape[0], 1), known)
+
+
+def random_order(
+    seeds: Tensor,
+    grid: tuple[int, int],
+    group_sizes: Sequence[int] | None = None,
+    *,
+    known: Tensor | None = None,
+) -> Tensor:
+    """Every permutation alike, drawn from the image's seed.
+
+    Parameters
+    ----------
+    seeds : Tensor
+        ``[batch]``, int64.
+    grid : tuple of int
+        Height and width.
+    group_sizes : sequence of int, optional
+        Without influence; here so that all orders are called alike.
+    known : Tensor, optional
+        ``[batch, height * width]``, bool: positions that come first, in raster order.
+
+    Returns
+    -------
+    Tensor
+        ``[batch, height * width]``, int64: raster positions.
+
+    Raises
+    ------
+    ValueError
+        A wrong shape or device, or unequal numbers of known positions.
+    TypeError
+        A wrong dtype or type.
+    """
+    check_order_arguments("random_order", seeds, grid, known)
+    height, width = grid
+    keys = philox.order_keys(seeds, 0, height * width)
+    return _known_first(keys.argsort(dim=1, stable=True), known)
+
+
+def halton_order(
+    seeds: Tensor,
+    grid: tuple[int, int],
+    group_sizes: Sequence[int] | None = None,
+    *,
+    known: Tensor | None = None,
+) -> Tensor:
+    """Low discrepancy: cells as the Halton sequence first visits them, shifted by the seed.
+
+    Parameters
+    ----------
+    seeds : Tensor
+        ``[batch]``, int64; each shifts the sequence around the grid, rows and columns alone.
+    grid : tuple of int
+        Height and width.
+    group_sizes : sequence of int, optional
+        Without influence; here so that all orders are called alike.
+    known : Tensor, optional
+        ``[batch, height * width]``, bool: positions that come first, in raster order.
+
+    Returns
+    -------
+    Tensor
+        ``[batch, height * width]``, int64: raster positions.
+
+    Raises
+    ------
+    ValueError
+        A wrong shape or device, or unequal numbers of known positions.
+    TypeError
+        A wrong dtype or type.
+
+    Notes
+    -----
+    Source: the Halton sequence in bases 2 (columns) and 3 (rows), as arXiv 2503.17076 uses it to
+    schedule masks.
+    """
+    check_order_arguments("halton_order", seeds, grid, known)
+    height, width = grid
+    cells = torch.tensor(_halton_cells(height, width), device=seeds.device)
+    # The first key of the image's order stream is as good a random number as any.
+    shift = philox.order_keys(seeds, 0, 1).remainder(height * width)
+    rows = (cells // width + shift // width) % height
+    cols = (cells % width + shift % width) % width
+    return _known_first(rows * width + cols, known)
+
+
+@lru_cache(maxsize=16)
+def _halton_cells(height: int, width: int) -> tuple[int, ...]:
+    cells: dict[int, None] = {}  # a set that remembers the sequence
+    index = 1
+    while len(cells) < height * width:
+        cells[_scaled_inverse(index, 3, height) * width + _scaled_inverse(index, 2, width)] = None
+        index += 1
+    return tuple(cells)
+
+
+def _scaled_inverse(index: int, base: int, size: int) -> int:
+    """Floor of size times the radical inverse of index, in integers."""
+    numerator, denominator = 0, 1
+    while index:
+        index, digit = divmod(index, base)
+        numerator = numerator * base + digit
+        denominator *= base
+    return numerator * size // denominator
+
+
+def _known_first(order: Tensor, known: Tensor | None) -> Tensor:
+    if known is None:
+        return order
+    seq_len = order.shape[1]
+    # Known positions are ranked by raster, the others behind them by the order.
+    rank = order.argsort(dim=1) + seq_len
+    raster = torch.arange(seq_len, device=order.device)
+    return torch.where(known, raster, rank).argsort(dim=1)
+
+
+ORDERS: dict[str, Callable[..., Tensor]] = {
+    "locality": group_order,
+    "random": random_order,
+    "raster": raster_order,
+    "halton": halton_order,
+}

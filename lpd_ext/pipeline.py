@@ -1,0 +1,376 @@
+"""From class labels to images: transformer, tokenizer and recommended settings in one object."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from lpd_ext import philox
+from lpd_ext.class_names import ClassLabel, ClassNames
+from lpd_ext.decode import Progress, decode
+from lpd_ext.files import write_atomically
+from lpd_ext.kernels import OPS, Kernels
+from lpd_ext.models.checkpoint import load_lpd, load_vq, save_weights
+from lpd_ext.models.lpd import LPD
+from lpd_ext.models.vq import VQModel
+from lpd_ext.ops.checks import check_int, fail
+from lpd_ext.orders import ORDERS
+from lpd_ext.render import to_images
+from lpd_ext.schedule import group_sizes
+from lpd_ext.settings import (
+    PER_IMAGE,
+    GenerationSettings,
+    PerImage,
+    as_list,
+    as_numbers,
+    image_seeds,
+)
+
+_PACKAGED = Path(__file__).parent / "weights"
+_FILES = ("lpd.safetensors", "vq.safetensors", "pipeline.json")
+_DEFAULT_BATCH_SIZE = 64
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_OWNER = "LPDPipeline"
+
+
+@dataclass(frozen=True)
+class LPDOutput:
+    """What a pipeline call returns; entry i of every field belongs to image i."""
+
+    images: list[Image.Image]
+    tokens: Tensor  # int64 [n, seq_len] in raster order, on the CPU
+    steps: Tensor  # int64 [n, seq_len], the step (0-based) that decoded each raster position
+    class_labels: list[int]
+    seeds: list[int]
+    settings: GenerationSettings
+    batch_size: int
+
+
+class LPDPipeline:
+    """Generates images of given classes.
+
+    Parameters
+    ----------
+    model : LPD
+        The transformer.
+    vq : VQModel
+        The tokenizer its tokens belong to.
+    class_names : Sequence[str], optional
+        One a class, all different (upper and lower case alike).
+    defaults : GenerationSettings, optional
+        What a call uses where it says nothing else.
+
+    Raises
+    ------
+    ValueError
+        Transformer, tokenizer, names and defaults do not fit together.
+
+    Notes
+    -----
+    All randomness of an image comes from its seed: one order and one row of uniform numbers. Image
+    i of a call is the same, bit for bit, whatever the other images are and wherever it stands, for
+    the same build, device, dtype, number of threads and batch size (matrix products may round
+    otherwise in batches of another size). Give `batch_size` to keep it fixed whatever the count.
+
+    Examples
+    --------
+    >>> from lpd_ext import LPD, LPDConfig, VQModel
+    >>> from lpd_ext.models.vq import VQConfig
+    >>> config = LPDConfig(grid=(4, 4), dim=64, depth=1, num_heads=2, vocab_size=8, num_classes=3)
+    >>> vq = VQModel(VQConfig(channels=32, channel_mult=(1, 1), codebook_size=8))
+    >>> output = LPDPipeline(LPD(config), vq)(class_labels=[2, 0], num_steps=4, seed=7)
+    >>> output.images[0].size, output.seeds
+    ((8, 8), [7, 8])
+    """
+
+    def __init__(
+        self,
+        model: LPD,
+        vq: VQModel,
+        class_names: Sequence[str] | None = None,
+        defaults: GenerationSettings | None = None,
+    ) -> None:
+        vocab_size = model.config.vocab_size
+        if vq.config.codebook_size < vocab_size or vq.config.in_channels not in (1, 3):
+            wanted = f"1 or 3 channels and a codebook for the model's {vocab_size} tokens"
+            fail(ValueError, _OWNER, "vq", wanted, vq.config)
+        self.model = model.eval()
+        self.vq = vq.eval()
+        self.classes = ClassNames(model.config.num_classes, class_names)
+        self.defaults = defaults or GenerationSettings(
+            num_steps=min(GenerationSettings.num_steps, model.config.seq_len)
+        )
+        self._check_steps(self.defaults)
+        if any(isinstance(getattr(self.defaults, name), tuple) for name in PER_IMAGE):
+            fail(ValueError, _OWNER, "defaults", "numbers", self.defaults)
+
+    @classmethod
+    def from_pretrained(cls, name_or_folder: str | Path) -> LPDPipeline:
+        """Load a model that comes with this package, or one from a folder; never from the network.
+
+        Parameters
+        ----------
+        name_or_folder : str or Path
+            ``"fashion-mnist"``, or a folder that holds ``lpd.safetensors``, ``vq.safetensors`` and
+            ``pipeline.json`` as `save_pretrained` writes them.
+
+        Returns
+        -------
+        LPDPipeline
+            float32, on the CPU.
+
+        Raises
+        ------
+        FileNotFoundError
+            There is no such model.
+        ValueError
+            A file is damaged or the files do not fit together.
+        """
+        packaged = sorted(path.parent.name for path in _PACKAGED.glob("*/pipeline.json"))
+        folder = _PACKAGED / name_or_folder if name_or_folder in packaged else Path(name_or_folder)
+        missing = [name for name in _FILES if not (folder / name).is_file()]
+        if missing:
+            raise FileNotFoundError(
+                f"{_OWNER}.from_pretrained: argument `name_or_folder`: expected one of "
+                f"{packaged} or a folder that holds {', '.join(_FILES)}, "
+                f"got {str(name_or_folder)!r} without {', '.join(missing)}"
+            )
+        model, vq = load_lpd(folder / "lpd.safetensors"), load_vq(folder / "vq.safetensors")
+        try:
+            described = json.loads((folder / "pipeline.json").read_text("utf-8"))
+            defaults = GenerationSettings(**described["defaults"])
+            return cls(model, vq, described["class_names"], defaults)
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(
+                f"{folder}: pipeline.json is damaged or does not fit the weights beside it "
+                f"({type(error).__name__}: {error})"
+            ) from error
+
+    def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype = torch.float32) -> None:
+        """Write the files that `from_pretrained` reads.
+
+        Parameters
+        ----------
+        folder : str or Path
+            Created where it is missing; its parent must exist.
+        dtype : torch.dtype
+            Of the stored weights: float32, float16 or bfloat16.
+
+        Raises
+        ------
+        OSError
+            A file cannot be written; files are replaced whole.
+        """
+        folder = Path(folder)
+        folder.mkdir(exist_ok=True)
+        save_weights(self.model, folder / "lpd.safetensors", dtype)
+        save_weights(self.vq, folder / "vq.safetensors", dtype)
+        described = {
+            "class_names": self.classes.names,
+            "defaults": dataclasses.asdict(self.defaults),
+        }
+        content = json.dumps(described, indent=2, ensure_ascii=False) + "\n"
+        write_atomically(folder / "pipeline.json", content.encode())
+
+    def to(
+        self, device: str | torch.device | None = None, dtype: torch.dtype | None = None
+    ) -> LPDPipeline:
+        """Move the models, in place.
+
+        Parameters
+        ----------
+        device : str or torch.device, optional
+            Where to compute.
+        dtype : torch.dtype, optional
+            Of the transformer: float32, bfloat16, float16 (or float64 with the reference kernels).
+            The tokenizer stays float32: it runs once an image, and its rounding would show.
+
+        Returns
+        -------
+        LPDPipeline
+            Itself.
+
+        Raises
+        ------
+        ValueError
+            The machine has no such device.
+        TypeError
+            `dtype` is none of these.
+        """
+        if dtype is not None and dtype not in _DTYPES:
+            fail(TypeError, f"{_OWNER}.to", "dtype", f"one of {_DTYPES}", dtype)
+        if device is not None:
+            try:
+                torch.empty(0, device=device)
+            except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+                reason = str(error).splitlines()[0]
+                wanted = "a device of this machine"
+                fail(ValueError, f"{_OWNER}.to", "device", wanted, f"{str(device)!r} ({reason})")
+        self.model.to(device=device, dtype=dtype)
+        self.vq.to(device=device)
+        return self
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        class_labels: Sequence[ClassLabel] | Tensor,
+        *,
+        num_steps: int | None = None,
+        order: str | None = None,
+        seed: int | Sequence[int] = 0,
+        cfg_scale: PerImage | None = None,
+        cfg_schedule: str | None = None,
+        temperature: PerImage | None = None,
+        top_k: PerImage | None = None,
+        top_p: PerImage | None = None,
+        repulsion_threshold: int | None = None,
+        batch_size: int | None = None,
+        kernels: Kernels = OPS,
+        progress: Progress | None = None,
+    ) -> LPDOutput:
+        """Generate one image for each label.
+
+        Parameters
+        ----------
+        class_labels : Sequence[int | str | None] or Tensor
+            Numbers or names; -1, None or "unconditional" ask for no class.
+        num_steps, order, cfg_scale, cfg_schedule, temperature, top_k, top_p, repulsion_threshold
+            See `GenerationSettings`; None takes the model's default. `cfg_scale`, `temperature`,
+            `top_k` and `top_p` may be sequences with one value an image.
+        seed : int or Sequence[int]
+            An int gives image i the seed ``seed + i``; a sequence has one an image.
+        batch_size : int, optional
+            Images decoded together; a smaller last batch is padded to it. By default all, but no
+            more than 64.
+        kernels : Kernels
+            The operators (`lpd_ext.kernels.OPS`) or their reference (`REFERENCE`).
+        progress : Callable, optional
+            Called after each step with (steps done, steps in all, tokens so far), steps counted
+            over all batches, tokens those of the current one (-1 = not yet decoded).
+
+        Returns
+        -------
+        LPDOutput
+            Images, and the tokens, labels, seeds and settings behind them.
+
+        Raises
+        ------
+        ValueError, TypeError
+            An argument does not fit; the message names it.
+        RuntimeError
+            The model gave logits that are no numbers; the message names the image by its place in
+            this call.
+        """
+        given: dict[str, Any] = {
+            "num_steps": num_steps,
+            "order": order,
+            "repulsion_threshold": repulsion_threshold,
+            "cfg_scale": cfg_scale,
+            "cfg_schedule": cfg_schedule,
+            "temperature": temperature,
+            "top_k": top_k,
+            "top_p": top_p,
+        }
+        changed: dict[str, Any] = {
+            name: as_numbers(name, value) if name in PER_IMAGE else value
+            for name, value in given.items()
+            if value is not None
+        }
+        settings = dataclasses.replace(self.defaults, **changed)
+        self._check_steps(settings)
+        entries = as_list("class_labels", class_labels, "a sequence of numbers or names")
+        labels = [self.classes.label(entry) for entry in entries]
+        count = len(labels)
+        if count == 0:
+            fail(ValueError, _OWNER, "class_labels", "at least one image", "none")
+        settings.check_images(count)
+        seeds = image_seeds(seed, count)
+        if batch_size is None:
+            batch_size = min(count, _DEFAULT_BATCH_SIZE)
+        check_int(_OWNER, "batch_size", batch_size, 1)
+
+        images, tokens, steps = [], [], []
+        num_batches = -(-count // batch_size)
+        for batch in range(num_batches):
+            # Padding repeats the last image, so that it brings no trouble of its own.
+            rows = (torch.arange(batch_size) + batch * batch_size).clamp(max=count - 1)
+            real = min(batch_size, count - batch * batch_size)
+
+            def report(
+                step: int, num_steps: int, so_far: Tensor, batch: int = batch, real: int = real
+            ) -> None:
+                assert progress is not None
+                progress(batch * num_steps + step, num_batches * num_steps, so_far[:real])
+
+            codes, step_of = self._decode(
+                rows, labels, seeds, settings, kernels, None if progress is None else report
+            )
+            pixels = self.vq.decode(codes, self.model.config.grid)
+            images += to_images(pixels[:real])
+            tokens.append(codes[:real].cpu())
+            steps.append(step_of[:real])
+        return LPDOutput(
+            images, torch.cat(tokens), torch.cat(steps), labels, seeds, settings, batch_size
+        )
+
+    def _decode(
+        self,
+        rows: Tensor,
+        labels: Sequence[int],
+        seeds: Sequence[int],
+        settings: GenerationSettings,
+        kernels: Kernels,
+        progress: Progress | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Return the tokens of the images `rows` of a call and the step that decoded each."""
+        config, device = self.model.config, self.model.device
+        sizes = group_sizes(config.seq_len, settings.num_steps)
+        batch_seeds = torch.tensor(seeds)[rows]
+        options = {}
+        if settings.order == "locality":
+            options["repulsion_threshold"] = settings.repulsion_threshold
+        order = ORDERS[settings.order](batch_seeds, config.grid, sizes, **options)
+        step_of = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+        steps = torch.empty_like(order).scatter_(1, order, step_of.expand_as(order))
+
+        sampling: dict[str, Any] = {}
+        for name, dtype in PER_IMAGE.items():
+            value = getattr(settings, name)
+            # A number stays one: cfg_scale 1 then saves half the work.
+            per_image = isinstance(value, tuple)
+            sampling[name] = (
+                torch.tensor(value, dtype=dtype)[rows].to(device) if per_image else value
+            )
+        try:
+            tokens = decode(
+                self.model,
+                torch.tensor(labels)[rows].to(device),
+                sizes,
+                order.to(device),
+                uniform=philox.uniform(batch_seeds, config.seq_len).to(device),
+                cfg_schedule=settings.cfg_schedule,
+                **sampling,
+                kernels=kernels,
+                progress=progress,
+            )
+        except RuntimeError as error:
+            found = re.match(r"decode: image (\d+)", str(error))
+            if found is None:
+                raise
+            image = int(rows[int(found[1])])
+            raise RuntimeError(f"{_OWNER}: image {image}{str(error)[found.end() :]}") from error
+        return tokens, steps
+
+    def _check_steps(self, settings: GenerationSettings) -> None:
+        seq_len = self.model.config.seq_len
+        if settings.num_steps > seq_len:
+            fail(ValueError, _OWNER, "num_steps", f"1 to {seq_len}", settings.num_steps)

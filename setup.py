@@ -1,0 +1,114 @@
+"""Build of the two compiled modules; the metadata stands in pyproject.toml.
+
+``LPD_CUDA=0`` builds for the CPU, ``1`` demands CUDA, ``auto`` (default) takes it where nvcc and a
+CUDA build of torch are found. Whether this machine has a GPU plays no part.
+"""
+
+import os
+import re
+import sysconfig
+from pathlib import Path
+
+import pybind11
+import torch
+from setuptools import Extension, setup
+from torch.utils import cpp_extension
+
+ROOT = Path(__file__).parent.resolve()
+os.chdir(ROOT)  # setuptools takes sources relative to setup.py
+
+# The oldest torch that may load the binary (major 2, minor 11), see torch/csrc/stable/version.h.
+TORCH_TARGET_VERSION = "0x020b000000000000"
+MIN_PYTHON = "0x030A0000"
+
+
+def project_version() -> str:
+    text = Path("lpd_ext/_binary.py").read_text()
+    match = re.search(r'^VERSION = "(.+)"$', text, re.MULTILINE)
+    assert match is not None, "lpd_ext/_binary.py defines no VERSION"
+    return match.group(1)
+
+
+def glob(*patterns: str) -> list[str]:
+    return sorted(path.as_posix() for pattern in patterns for path in Path().glob(pattern))
+
+
+def cuda_wanted() -> bool:
+    """Whether there are CUDA kernels to build and the tools to build them."""
+    choice = os.environ.get("LPD_CUDA", "auto")
+    if choice not in ("0", "1", "auto"):
+        raise SystemExit(f"setup.py: LPD_CUDA: expected 0, 1 or auto, got {choice!r}")
+    missing = []
+    if cpp_extension.CUDA_HOME is None:
+        missing.append("nvcc (set CUDA_HOME to a CUDA toolkit)")
+    if torch.version.cuda is None:
+        missing.append(f"a CUDA build of torch (found {torch.__version__})")
+    if not glob("csrc/cuda/*.cu"):
+        missing.append("CUDA kernels (csrc/cuda holds no .cu file)")
+    if choice == "1" and missing:
+        raise SystemExit(f"setup.py: LPD_CUDA=1, but missing: {'; '.join(missing)}")
+    return choice != "0" and not missing
+
+
+VERSION = project_version()
+CUDA = cuda_wanted()
+# Multiplications and additions stay as written (no contraction): results are specified bit for bit.
+CXX_FLAGS = [
+    "-std=c++20",
+    "-O3",
+    "-g0",  # the interpreter's own flags ask for debug information
+    "-ffp-contract=off",
+    "-fvisibility=hidden",
+    f"-ffile-prefix-map={ROOT}=.",
+    f"-ffile-prefix-map={sysconfig.get_path('purelib')}=site-packages",
+    "-Wall",
+    "-Wextra",
+    "-Wno-unused-parameter",  # torch headers
+]
+
+
+def ops_extension() -> Extension:
+    """``_C``: the operators, on torch's stable ABI; holds no Python."""
+    make = cpp_extension.CUDAExtension if CUDA else cpp_extension.CppExtension
+    sources = glob("csrc/torch/*.cpp", "csrc/cpu/*.cpp")
+    if CUDA:
+        sources += glob("csrc/cuda/*.cu")
+    defines = [
+        f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}",
+        f"-DPy_LIMITED_API={MIN_PYTHON}",
+        f'-DLPD_VERSION="{VERSION}"',
+    ]
+    if CUDA:
+        defines.append("-DUSE_CUDA")
+    return make(
+        "lpd_ext._C",
+        sources,
+        include_dirs=[str(ROOT / "csrc/include")],
+        extra_compile_args={"cxx": CXX_FLAGS + defines, "nvcc": ["-std=c++20", "-O3", *defines]},
+        py_limited_api=True,
+    )
+
+
+def host_extension() -> Extension:
+    """``_host``: schedule tables and build info, plain C++ behind pybind11."""
+    build_info = {
+        "LPD_VERSION": VERSION,
+        "LPD_TORCH_VERSION": torch.__version__,
+        "LPD_CUDA_VERSION": torch.version.cuda if CUDA else "",
+        "LPD_CXX_FLAGS": " ".join(flag for flag in CXX_FLAGS if "-prefix-map" not in flag),
+    }
+    return Extension(
+        "lpd_ext._host",
+        glob("csrc/host/*.cpp"),
+        include_dirs=[pybind11.get_include()],
+        extra_compile_args={
+            "cxx": [*CXX_FLAGS, *(f'-D{name}="{value}"' for name, value in build_info.items())]
+        },
+        language="c++",
+    )
+
+
+setup(
+    ext_modules=[ops_extension(), host_extension()],
+    cmdclass={"build_ext": cpp_extension.BuildExtension},
+)
