@@ -20,7 +20,8 @@ lint: $(VENV)/built
 	git ls-files 'csrc/*.h' 'csrc/*.cpp' | xargs $(BIN)/clang-format --dry-run --Werror
 
 bench: $(VENV)/built
-	$(BIN)/python -m pytest benchmarks --benchmark-json=benchmarks/results/latest.json
+	mkdir -p out
+	$(BIN)/python -m pytest benchmarks --benchmark-group-by=func,param:step,param:filters,param:case --benchmark-json=out/bench.json
 
 clean:
 	rm -rf build $(VENV) lpd_ext/*.so *.egg-info

@@ -1,16 +1,21 @@
 """Locality-aware Parallel Decoding of autoregressive image models: kernels, models, decode loop."""
 
-from lpd_ext._binary import VERSION as __version__
+from lpd_ext._binary import VERSION
 from lpd_ext.decode import decode
+from lpd_ext.info import info
 from lpd_ext.models.lpd import LPD, LPDConfig
 from lpd_ext.models.vq import VQConfig, VQModel
 from lpd_ext.ops import group_attention, group_order, token_selection
 from lpd_ext.orders import halton_order, random_order, raster_order
+from lpd_ext.pipeline import LPDPipeline
 from lpd_ext.schedule import group_sizes
+
+__version__ = VERSION
 
 __all__ = [
     "LPD",
     "LPDConfig",
+    "LPDPipeline",
     "VQConfig",
     "VQModel",
     "__version__",
@@ -19,6 +24,7 @@ __all__ = [
     "group_order",
     "group_sizes",
     "halton_order",
+    "info",
     "random_order",
     "raster_order",
     "token_selection",

@@ -12,12 +12,32 @@ from typing import Literal, TypeAlias, overload
 import torch
 from torch import Tensor
 
-from lpd_ext.decode_request import DecodeRequest, check_request
+from lpd_ext.decode_request import check_request
 from lpd_ext.kernels import OPS, Kernels
 from lpd_ext.models.lpd import LPD, UNCONDITIONAL, cu_group_sizes
 
 Progress: TypeAlias = Callable[[int, int, Tensor], None]
 """Called after each step with (steps done, steps in all, tokens so far, -1 = not yet decoded)."""
+
+
+class InvalidLogitsError(RuntimeError):
+    """The logits of a row held NaN or +inf, or no finite value.
+
+    Parameters
+    ----------
+    image : int
+        The first such image of the call.
+    step : int
+        The step, 0-based, at which it happened.
+    """
+
+    def __init__(self, image: int, step: int) -> None:
+        self.image = image
+        self.step = step
+        super().__init__(
+            f"image {image}, step {step}: the logits hold NaN or +inf, or no finite value; "
+            "check the weights and the dtype (float16 overflows where bfloat16 does not)"
+        )
 
 
 @overload
@@ -138,9 +158,9 @@ def decode(
         An argument's shape, device or value does not fit; the message names it.
     TypeError
         An argument's dtype does not fit.
-    RuntimeError
-        The model gave logits that are no numbers; the message names image and step. Other images
-        of the batch are not harmed, but no tokens are returned.
+    InvalidLogitsError
+        The model gave logits that are no numbers. Other images of the batch are not harmed, but
+        no tokens are returned.
 
     Notes
     -----
@@ -248,7 +268,4 @@ def _raise_for_invalid(tokens: Tensor, order: Tensor, cu: Sequence[int]) -> None
     if len(invalid):
         image, place = invalid[0].tolist()
         step = sum(begin <= place for begin in cu) - 1
-        raise RuntimeError(
-            f"decode: image {image}, step {step}: the logits hold NaN or +inf, or no finite value; "
-            "check the weights and the dtype (float16 overflows where bfloat16 does not)"
-        )
+        raise InvalidLogitsError(image, step)

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from lpd_ext import philox
-from lpd_ext.ops import group_order
 from lpd_ext.ops.checks import check_order_arguments
+from lpd_ext.ops.group_order import group_order
 
 
 def raster_order(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from lpd_ext import philox
 from lpd_ext.class_names import ClassLabel, ClassNames
-from lpd_ext.decode import Progress, decode
+from lpd_ext.decode import InvalidLogitsError, Progress, decode
 from lpd_ext.files import write_atomically
 from lpd_ext.kernels import OPS, Kernels
 from lpd_ext.models.checkpoint import load_lpd, load_vq, save_weights
@@ -266,9 +265,8 @@ class LPDPipeline:
         ------
         ValueError, TypeError
             An argument does not fit; the message names it.
-        RuntimeError
-            The model gave logits that are no numbers; the message names the image by its place in
-            this call.
+        InvalidLogitsError
+            The model gave logits that are no numbers; `image` is the place in this call.
         """
         given: dict[str, Any] = {
             "num_steps": num_steps,
@@ -362,12 +360,8 @@ class LPDPipeline:
                 kernels=kernels,
                 progress=progress,
             )
-        except RuntimeError as error:
-            found = re.match(r"decode: image (\d+)", str(error))
-            if found is None:
-                raise
-            image = int(rows[int(found[1])])
-            raise RuntimeError(f"{_OWNER}: image {image}{str(error)[found.end() :]}") from error
+        except InvalidLogitsError as error:
+            raise InvalidLogitsError(int(rows[error.image]), error.step) from error
         return tokens, steps
 
     def _check_steps(self, settings: GenerationSettings) -> None:

@@ -12,6 +12,15 @@ def golden_folder():
     return Path(__file__).parent / "golden"
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Keep matrices this small on one thread: several would mostly wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture
 def device():
     """Where the ops under test run: the devices that have kernels."""

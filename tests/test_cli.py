@@ -17,15 +17,6 @@ from lpd_ext.pipeline import LPDPipeline
 from lpd_ext.render import METADATA_KEY
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    # Several threads on matrices this small mostly wait for each other on a busy machine.
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A model as a user would name it with --model."""
@@ -316,7 +307,7 @@ class TestRefusals:
             pipeline.model.class_emb.weight[1] = float("nan")
         pipeline.save_pretrained(tmp_path / "model")
         assert main(["generate", "--model", "model"]) == 1
-        assert capsys.readouterr().err.startswith("lpd-ext: error: LPDPipeline: image 1, step 0")
+        assert capsys.readouterr().err.startswith("lpd-ext: error: image 1, step 0")
         assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
     def test_interrupted(self, generate, monkeypatch, tmp_path, capsys):

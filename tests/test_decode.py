@@ -8,6 +8,7 @@ import torch
 from test_lpd import golden_model
 
 from lpd_ext import LPD, LPDConfig, decode, group_order
+from lpd_ext.decode import InvalidLogitsError
 from lpd_ext.kernels import OPS, REFERENCE
 
 KERNELS = pytest.mark.parametrize("kernels", [OPS, REFERENCE], ids=lambda k: k.name)
@@ -64,9 +65,7 @@ def test_forced_tokens_repeat_the_training_pass(model):
     # Teacher forcing step by step must give the loss of the one-pass training mask.
     r = request()
     forced = torch.randint(19, (4, 16), generator=torch.Generator().manual_seed(3))
-    _, logits = decode(
-        model, **r | {"cfg_scale": 1.0}, forced_tokens=forced, return_logits=True
-    )
+    _, logits = decode(model, **r | {"cfg_scale": 1.0}, forced_tokens=forced, return_logits=True)
     targets = forced.gather(1, r["order"])
     stepwise = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
     with torch.no_grad():
@@ -178,8 +177,9 @@ def test_invalid_logits_name_image_and_step_once(model):
     with torch.no_grad():
         broken.class_emb.weight[2] = float("nan")
     calls = []
-    with pytest.raises(RuntimeError, match="image 3, step 0"):
+    with pytest.raises(InvalidLogitsError, match="image 3, step 0") as caught:
         decode(broken, **request(), progress=lambda *a: calls.append(a))
+    assert (caught.value.image, caught.value.step) == (3, 0)
     assert len(calls) == 4  # carried through to the end
     assert (calls[-1][2][:3] >= 0).all()  # the neighbours are unharmed
 

@@ -5,7 +5,6 @@ import json
 import pytest
 import torch
 
-import lpd_ext.info  # noqa: F401  (the module; the package may hold the function of that name)
 from lpd_ext import _binary, ops
 from lpd_ext.info import info
 

@@ -10,7 +10,7 @@ from tiny_pipeline import CLASS_NAMES, GRID, SEQ_LEN, tiny_pipeline
 
 import lpd_ext.pipeline
 from lpd_ext import philox
-from lpd_ext.decode import decode
+from lpd_ext.decode import InvalidLogitsError, decode
 from lpd_ext.kernels import OPS, REFERENCE
 from lpd_ext.models.lpd import LPD, LPDConfig
 from lpd_ext.models.vq import VQConfig, VQModel
@@ -25,15 +25,6 @@ PACKAGED = Path(lpd_ext.pipeline.__file__).parent / "weights" / "fashion-mnist"
 needs_packaged_weights = pytest.mark.skipif(
     not (PACKAGED / "pipeline.json").exists(), reason="the packaged weights are not there yet"
 )
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    # Several threads on matrices this small mostly wait for each other on a busy machine.
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -278,7 +269,7 @@ class TestRefusals:
         pipeline = tiny_pipeline()
         with torch.no_grad():
             pipeline.model.class_emb.weight[2] = float("nan")
-        with pytest.raises(RuntimeError, match=r"LPDPipeline: image 4, step 0: .*NaN"):
+        with pytest.raises(InvalidLogitsError, match=r"image 4, step 0: .*NaN"):
             pipeline([0, 1, 0, 1, 2, 0], batch_size=3)
         assert len(pipeline([0, 1]).images) == 2
 

@@ -62,7 +62,8 @@ LPD_INLINE float exp_nonpositive(float x) {
   power = power * f + 1.0f;
   const int32_t exponent = std::bit_cast<int32_t>(shifted) - std::bit_cast<int32_t>(kShift);
   const float result = std::bit_cast<float>(std::bit_cast<int32_t>(power) + (exponent << 23));
-  return x < -87.0f ? 0.0f : result;
+  const float flushed = x < -87.0f ? 0.0f : result;
+  return x == x ? flushed : x;  // the exponent arithmetic could turn a NaN into a number
 }
 
 // Lays `count` rows out as keys and values number [first, first + count).

@@ -8,6 +8,8 @@ evaluate.py.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import data
 import torch
 import training
@@ -30,7 +32,7 @@ class Classifier(nn.Module):
                     nn.BatchNorm2d(b),
                     nn.ReLU(),
                 )
-                for a, b in zip(widths, widths[1:], strict=False)
+                for a, b in pairwise(widths)
             )
         )
         self.head = nn.Linear(FEATURES, len(data.CLASS_NAMES))

@@ -1,0 +1,1 @@
+"""Transformer, tokenizer and their checkpoints; attention comes in as a callable."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import pickle
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -23,6 +23,7 @@ Model = TypeVar("Model", LPD, VQModel)
 
 _CONFIG_KEY = "config"
 _NAMES_SHOWN = 6
+_STORED_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
@@ -46,18 +47,19 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     ValueError
         If the file is truncated or holds something else.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"checkpoint {path}: no such file")
+    path = _existing(path)
     if path.suffix == ".safetensors":
-        return _read_safetensors(path)[0]
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
-        raise ValueError(
-            f"checkpoint {path}: truncated, or no checkpoint of weights alone "
-            f"({type(error).__name__})"
-        ) from error
+        with _open_safetensors(path) as file:
+            names = file.keys()  # a list; the handle itself is no mapping
+            return {name: file.get_tensor(name) for name in names}
+    with path.open("rb") as file:
+        try:
+            content = torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:  # foreign bytes make the unpickler fail in any way there is
+            raise ValueError(
+                f"checkpoint {path}: truncated, or no checkpoint of weights alone "
+                f"({type(error).__name__})"
+            ) from error
     if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
         content = content["model"]
     if not isinstance(content, Mapping) or not all(isinstance(v, Tensor) for v in content.values()):
@@ -121,15 +123,15 @@ def resize_pos_embed(pos_embed: Tensor, grid: tuple[int, int]) -> Tensor:
     -------
     Tensor
         ``[1, grid[0] * grid[1] + 1, dim]``; the input itself where nothing changes or the old
-        grid is not square.
+        shape is none of a square grid.
 
     Notes
     -----
     Source: LPD's 512 px models start from 256 px checkpoints this way (mit-han-lab/lpd@f447b83).
     """
-    old_len = pos_embed.shape[1] - 1
+    old_len = pos_embed.shape[1] - 1 if pos_embed.dim() == 3 else 0
     side = round(old_len**0.5)
-    if old_len == grid[0] * grid[1] or side * side != old_len:
+    if old_len < 1 or old_len == grid[0] * grid[1] or side * side != old_len:
         return pos_embed
     image = pos_embed[:, 1:].unflatten(1, (side, side)).permute(0, 3, 1, 2)
     resized = F.interpolate(image.float(), size=grid, mode="bicubic").to(pos_embed.dtype)
@@ -195,7 +197,16 @@ def save_weights(
         Replaced in one step.
     dtype : torch.dtype
         float32, float16 or bfloat16.
+
+    Raises
+    ------
+    TypeError
+        If `dtype` is another.
+    OSError
+        If the file cannot be written.
     """
+    if dtype not in _STORED_DTYPES:
+        raise TypeError(f"save_weights: `dtype`: expected one of {_STORED_DTYPES}, got {dtype}")
     weights = {k: v.detach().to("cpu", dtype).contiguous() for k, v in model.state_dict().items()}
     config = json.dumps(dataclasses.asdict(model.config))
     write_atomically(path, save(weights, metadata={_CONFIG_KEY: config}))
@@ -208,7 +219,11 @@ def _load(kind: type[Model], path: str | Path, config: object) -> Model:
 
 
 def _stored_config(kind: type[LPDConfig] | type[VQConfig], path: str | Path) -> object:
-    metadata = _read_safetensors(Path(path))[1] if Path(path).suffix == ".safetensors" else {}
+    path = _existing(path)
+    metadata: dict[str, str] = {}
+    if path.suffix == ".safetensors":
+        with _open_safetensors(path) as file:
+            metadata = file.metadata() or {}
     try:
         return kind(**json.loads(metadata[_CONFIG_KEY]))
     except (KeyError, TypeError, ValueError) as error:
@@ -217,12 +232,18 @@ def _stored_config(kind: type[LPDConfig] | type[VQConfig], path: str | Path) -> 
         ) from error
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _existing(path: str | Path) -> Path:
+    path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint {path}: no such file")
+    return path
+
+
+@contextmanager
+def _open_safetensors(path: Path) -> Iterator[Any]:
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
+            yield file
     except SafetensorError as error:
         raise ValueError(f"checkpoint {path}: truncated, or no safetensors ({error})") from error
 

@@ -349,7 +349,7 @@ class _LayerNorm(nn.LayerNorm):
             moved = fn(t)
             return t.to(moved.device) if moved.dtype in _NARROW else moved
 
-        super()._apply(apply_but_stay_wide, recurse)
+        super()._apply(apply_but_stay_wide, recurse)  # type: ignore[no-untyped-call]
         return self
 
 

@@ -173,7 +173,7 @@ class VQModel(nn.Module):
                 f"got {codes.shape[1]}"
             )
         size = self.config.codebook_size
-        if codes.numel() and not (0 <= int(codes.min()) and int(codes.max()) < size):
+        if codes.numel() and not (codes.min() >= 0 and codes.max() < size):
             raise ValueError(
                 f"VQModel.decode: `codes`: expected ids in [0, {size}), "
                 f"got [{int(codes.min())}, {int(codes.max())}]"
@@ -315,10 +315,11 @@ class _ResBlock(nn.Module):
             self.nin_shortcut = nn.Conv2d(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
+        h: Tensor = self.conv1(F.silu(self.norm1(x)))
         h = self.conv2(F.silu(self.norm2(h)))
-        shortcut: Tensor = self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x
-        return shortcut + h
+        if hasattr(self, "nin_shortcut"):
+            x = self.nin_shortcut(x)
+        return x + h
 
 
 class _AttnBlock(nn.Module):
