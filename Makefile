@@ -3,28 +3,28 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
-SOURCES := $(shell find csrc -type f) setup.py pyproject.toml
+SOURCES := $(shell find csrc -type f) setup.py pyproject.toml lpd_ext/_binary.py
 
 .PHONY: image test lint bench clean
 
 image: $(VENV)/built
-	$(BIN)/lpd-ext generate --classes all --seed 0 --output fashion.png --gif fashion.gif
+	$(BIN)/lpd-ext generate --classes all --per-class 4 --seed 0 --output fashion.png --gif fashion.gif
 
-test: $(VENV)/built
+test: $(VENV)/dev
 	$(BIN)/python -m pytest
 
-lint: $(VENV)/built
+lint: $(VENV)/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	git ls-files 'csrc/*.h' 'csrc/*.cpp' | xargs $(BIN)/clang-format --dry-run --Werror
 
-bench: $(VENV)/built
+bench: $(VENV)/dev
 	mkdir -p out
-	$(BIN)/python -m pytest benchmarks --benchmark-group-by=func,param:step,param:filters,param:case --benchmark-json=out/bench.json
+	$(BIN)/python -m pytest benchmarks --benchmark-group-by=func,param:case --benchmark-json=out/bench.json
 
 clean:
-	rm -rf build $(VENV) lpd_ext/*.so *.egg-info
+	rm -rf build out $(VENV) lpd_ext/*.so *.egg-info fashion.png fashion.gif
 
 $(VENV)/tools:
 	$(PYTHON) -m venv $(VENV)
@@ -34,5 +34,9 @@ $(VENV)/tools:
 
 # Torch comes first and isolation is off, so that the extension is built against that very torch.
 $(VENV)/built: $(VENV)/tools $(SOURCES)
+	$(BIN)/pip install --quiet --no-build-isolation --editable .
+	touch $@
+
+$(VENV)/dev: $(VENV)/built
 	$(BIN)/pip install --quiet --no-build-isolation --editable ".[dev,bench]"
 	touch $@

@@ -39,7 +39,8 @@ def cuda_wanted() -> bool:
     if choice not in ("0", "1", "auto"):
         raise SystemExit(f"setup.py: LPD_CUDA: expected 0, 1 or auto, got {choice!r}")
     missing = []
-    if cpp_extension.CUDA_HOME is None:
+    home = cpp_extension.CUDA_HOME  # any folder that the environment names
+    if home is None or not Path(home, "bin/nvcc").is_file():
         missing.append("nvcc (set CUDA_HOME to a CUDA toolkit)")
     if torch.version.cuda is None:
         missing.append(f"a CUDA build of torch (found {torch.__version__})")
@@ -50,6 +51,8 @@ def cuda_wanted() -> bool:
     return choice != "0" and not missing
 
 
+# Besides the sources: what a leftover build/ must be older than to be taken.
+DEPENDS = [*glob("csrc/**/*.h"), "setup.py", "lpd_ext/_binary.py"]
 VERSION = project_version()
 CUDA = cuda_wanted()
 # Multiplications and additions stay as written (no contraction): results are specified bit for bit.
@@ -83,6 +86,7 @@ def ops_extension() -> Extension:
     return make(
         "lpd_ext._C",
         sources,
+        depends=DEPENDS,
         include_dirs=[str(ROOT / "csrc/include")],
         extra_compile_args={"cxx": CXX_FLAGS + defines, "nvcc": ["-std=c++20", "-O3", *defines]},
         py_limited_api=True,
@@ -100,6 +104,7 @@ def host_extension() -> Extension:
     return Extension(
         "lpd_ext._host",
         glob("csrc/host/*.cpp"),
+        depends=DEPENDS,
         include_dirs=[pybind11.get_include()],
         extra_compile_args={
             "cxx": [*CXX_FLAGS, *(f'-D{name}="{value}"' for name, value in build_info.items())]

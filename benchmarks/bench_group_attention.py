@@ -8,6 +8,8 @@ from lpd_ext import group_attention
 
 BATCH, HEADS, HEAD_DIM, MAX_KV_LEN = 2, 16, 64, 257
 STEPS = {"first": (0, 1, 1), "middle": (66, 14, 15), "last": (216, 20, 20)}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+CASES = {f"{dtype} {step}": (DTYPES[dtype], *STEPS[step]) for dtype in DTYPES for step in STEPS}
 
 
 def sdpa_dense_mask(qkv, k_cache, v_cache, cache_len, context_len):
@@ -25,10 +27,9 @@ def sdpa_dense_mask(qkv, k_cache, v_cache, cache_len, context_len):
 
 
 @pytest.mark.parametrize("kernel", [group_attention, sdpa_dense_mask], ids=lambda f: f.__name__)
-@pytest.mark.parametrize("step", STEPS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-def test_group_attention(benchmark, dtype, step, kernel):
-    cache_len, context_len, num_queries = STEPS[step]
+@pytest.mark.parametrize("case", CASES)
+def test_group_attention(benchmark, case, kernel):
+    dtype, cache_len, context_len, num_queries = CASES[case]
     generator = torch.Generator().manual_seed(0)
     qkv = torch.randn(BATCH, context_len + num_queries, 3, HEADS, HEAD_DIM, generator=generator).to(
         dtype

@@ -26,13 +26,13 @@ def torch_chain(logits, uniform, *, cfg_scale, top_k=0, top_p=1.0):
 
 
 @pytest.mark.parametrize("kernel", [token_selection, torch_chain], ids=lambda f: f.__name__)
-@pytest.mark.parametrize("filters", FILTERS)
-def test_token_selection(benchmark, filters, kernel):
+@pytest.mark.parametrize("case", FILTERS)
+def test_token_selection(benchmark, case, kernel):
     generator = torch.Generator().manual_seed(0)
     # A spread of 2.5 gives about 6 nats at temperature 1, as trained models have.
     logits = 2.5 * torch.randn(2, ROWS, VOCAB, generator=generator)
     uniform = torch.rand(1, ROWS, dtype=torch.float64, generator=generator)
-    options = {"cfg_scale": torch.linspace(1, 1.8, ROWS), **FILTERS[filters]}
+    options = {"cfg_scale": torch.linspace(1, 1.8, ROWS), **FILTERS[case]}
     same = kernel(logits, uniform, **options) == torch_chain(logits, uniform, **options)
     assert same.float().mean() > 0.85  # the chain's float32 sums move some boundaries
     benchmark(kernel, logits, uniform, **options)

@@ -11,6 +11,7 @@ import re
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -19,7 +20,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from lpd_ext.files import write_atomically
+from lpd_ext.decode_request import CFG_SCHEDULES
+from lpd_ext.files import write_together
 from lpd_ext.info import info, versions
 from lpd_ext.orders import ORDERS
 from lpd_ext.pipeline import LPDOutput, LPDPipeline
@@ -98,7 +100,7 @@ def _parser() -> _Parser:
     add("--steps", type=int, help="forward passes an image")
     add("--order", choices=tuple(ORDERS), help="which positions are decoded when")
     add("--cfg", type=float, metavar="SCALE", help="classifier-free guidance, 1 = off")
-    add("--cfg-schedule", choices=("linear", "constant"))
+    add("--cfg-schedule", choices=CFG_SCHEDULES)
     add("--temperature", type=float, help="0 = always the most likely token")
     add("--top-k", type=int, metavar="K", help="draw among the K most likely tokens, 0 = all")
     add("--top-p", type=float, metavar="P", help="draw among the most likely mass P, 1 = all")
@@ -150,10 +152,16 @@ def _generate(args: argparse.Namespace) -> int:
     seconds = time.perf_counter() - start
 
     files = _encode(pipeline, output, args)
-    if args.separate:
-        args.output.mkdir(exist_ok=True)
-    for path, content in files.items():
-        write_atomically(path, content)
+    folder_is_new = args.separate and not args.output.exists()
+    if folder_is_new:
+        args.output.mkdir()
+    try:
+        write_together(files)
+    except BaseException:
+        if folder_is_new:
+            with suppress(OSError):  # somebody else may have put a file there
+                args.output.rmdir()
+        raise
     written = [str(path) for path in (args.output, args.gif, args.tokens) if path is not None]
     print(f"wrote {', '.join(written)} (images: {len(output.images)}, {seconds:.1f} s)")
     return 0

@@ -165,7 +165,9 @@ def decode(
     Notes
     -----
     Deterministic: all randomness comes in through `order` and `uniform`. An image's tokens are the
-    same whatever the other images of its batch are and wherever it stands among them.
+    same whatever the other images of its batch are and wherever it stands among them, for the same
+    build, device, dtype, number of threads and batch size (matrix products of the vendor's library
+    may round otherwise in batches of another size; the ops themselves do not).
 
     Source: Section 3 of arXiv 2507.01957.
 
@@ -180,11 +182,12 @@ def decode(
     """
     request = check_request(
         model, class_labels, group_sizes, order, uniform, cfg_scale, cfg_schedule, temperature,
-        known_tokens, forced_tokens,
+        top_k, top_p, known_tokens, forced_tokens,
     )  # fmt: skip
     guided = request.cfg_scale is not None
-    labels = torch.cat([class_labels, torch.full_like(class_labels, UNCONDITIONAL)])
-    labels = labels if guided else class_labels
+    labels = class_labels
+    if guided:
+        labels = torch.cat([labels, torch.full_like(labels, UNCONDITIONAL)])
     cache = _Cache.empty(model, len(labels), request.max_kv_len)
     cu = [request.num_known + begin for begin in cu_group_sizes(request.group_sizes)]
     all_logits = []
@@ -194,6 +197,7 @@ def decode(
 
     context = model.embed_class(labels)
     tokens = torch.full_like(order, -1)
+    fed_back = tokens if forced_tokens is None else forced_tokens
     if known_tokens is not None:
         tokens.copy_(known_tokens)
         positions = order[:, : request.num_known]
@@ -201,6 +205,9 @@ def decode(
         context = torch.cat([context, both_halves(rows)], dim=1)
 
     for step in range(len(request.group_sizes)):
+        if step > 0:
+            decoded = order[:, cu[step - 1] : cu[step]]
+            context = both_halves(model.embed_context(fed_back.gather(1, decoded), decoded))
         group = slice(cu[step], cu[step + 1])
         positions = order[:, group]
         rows = torch.cat([context, both_halves(model.embed_queries(positions))], dim=1)
@@ -221,8 +228,6 @@ def decode(
         tokens.scatter_(1, positions, ids)
         if return_logits:
             all_logits.append(logits if scale is None else _guide(logits, scale))
-        fed_back = ids if forced_tokens is None else forced_tokens.gather(1, positions)
-        context = both_halves(model.embed_context(fed_back, positions))
         if progress is not None:
             progress(step + 1, len(request.group_sizes), tokens.clone())
 

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
-import math
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lpd_ext.models.lpd import LPD, UNCONDITIONAL
+from lpd_ext.ops.checks import check_device, check_float, check_int, check_shape, check_tensor, fail
 
-_SCHEDULES = ("linear", "constant")
+CFG_SCHEDULES = ("linear", "constant")
+"""How guidance runs over the tokens of an image; see `decode`."""
+
+_MAX_FLOAT32 = torch.finfo(torch.float32).max
+PER_IMAGE: dict[str, tuple[torch.dtype, float, float, str]] = {
+    "cfg_scale": (torch.float32, -_MAX_FLOAT32, _MAX_FLOAT32, "a finite number"),
+    "temperature": (torch.float32, 0, _MAX_FLOAT32, "a finite number of at least 0"),
+    "top_k": (torch.int64, 0, 2**63 - 1, "an integer of at least 0"),
+    "top_p": (torch.float32, 0, 1, "a number in [0, 1]"),
+}
+"""What may differ among the images of a batch: dtype, least, most, and these in words."""
+
+_OP = "decode"
 
 
 @dataclass(frozen=True)
@@ -38,39 +52,38 @@ def check_request(
     cfg_scale: float | Tensor,
     cfg_schedule: str,
     temperature: float | Tensor,
+    top_k: int | Tensor,
+    top_p: float | Tensor,
     known_tokens: Tensor | None,
     forced_tokens: Tensor | None,
 ) -> DecodeRequest:
     """Check the arguments of `decode`; see there for shapes, dtypes and errors."""
     c = model.config
-    batch = class_labels.shape[0] if class_labels.dim() else 0
-    _check_tensor(model, "class_labels", class_labels, torch.int64, (batch,))
+    check_tensor(_OP, "class_labels", class_labels, (torch.int64,), "[batch]", 1)
+    check_device(_OP, "class_labels", class_labels, model.device)
+    batch = len(class_labels)
     if batch == 0:
-        raise ValueError("decode: argument `class_labels`: expected at least one image, got none")
+        fail(ValueError, _OP, "class_labels", "at least one image", "none")
     _check_range("class_labels", class_labels, UNCONDITIONAL, c.num_classes)
-    _check_tensor(model, "order", order, torch.int64, (batch, c.seq_len))
+    _check_tensor(model, "order", order, torch.int64, "[batch, seq_len]", (batch, c.seq_len))
     raster = torch.arange(c.seq_len, device=order.device)
     no_permutation = (order.sort(1).values != raster).any(1).nonzero()
     if len(no_permutation):
-        raise ValueError(
-            f"decode: argument `order`: expected a permutation of 0..{c.seq_len - 1} an image, "
-            f"got none in image {int(no_permutation[0])}"
-        )
+        wanted = f"a permutation of 0..{c.seq_len - 1} an image"
+        fail(ValueError, _OP, "order", wanted, f"none in image {int(no_permutation[0])}")
     num_known = 0
     if known_tokens is not None:
         num_known = _count_known(model, known_tokens, order)
-    sizes = [int(size) for size in group_sizes]
     num_generated = c.seq_len - num_known
-    if not sizes or min(sizes) < 1 or sum(sizes) != num_generated:
-        raise ValueError(
-            "decode: argument `group_sizes`: expected positive sizes that sum to "
-            f"{num_generated}, got {sizes} (sum {sum(sizes)})"
-        )
     if forced_tokens is not None:
-        _check_tensor(model, "forced_tokens", forced_tokens, torch.int64, (batch, c.seq_len))
+        shape = (batch, c.seq_len)
+        _check_tensor(model, "forced_tokens", forced_tokens, torch.int64, "[batch, seq_len]", shape)
         _check_range("forced_tokens", forced_tokens, 0, c.vocab_size)
+    _check_per_image(model, "temperature", temperature, batch)
+    _check_per_image(model, "top_k", top_k, batch)
+    _check_per_image(model, "top_p", top_p, batch)
     return DecodeRequest(
-        group_sizes=sizes,
+        group_sizes=_checked_sizes(group_sizes, num_generated),
         num_known=num_known,
         uniform=_checked_uniform(model, uniform, temperature, (batch, num_generated)),
         cfg_scale=_guidance(model, cfg_scale, cfg_schedule, batch),
@@ -79,22 +92,30 @@ def check_request(
 
 def _count_known(model: LPD, known_tokens: Tensor, order: Tensor) -> int:
     c = model.config
-    _check_tensor(model, "known_tokens", known_tokens, torch.int64, tuple(order.shape))
+    shape = tuple(order.shape)
+    _check_tensor(model, "known_tokens", known_tokens, torch.int64, "[batch, seq_len]", shape)
     _check_range("known_tokens", known_tokens, -1, c.vocab_size)
     known = known_tokens >= 0
     counts = known.sum(1)
     num_known = int(counts[0])
     if bool((counts != num_known).any()) or num_known == c.seq_len:
-        raise ValueError(
-            "decode: argument `known_tokens`: expected the same number of known positions in "
-            f"every image and at least one unknown, got {counts.tolist()} of {c.seq_len}"
-        )
+        wanted = "the same number of known positions in every image and at least one unknown"
+        fail(ValueError, _OP, "known_tokens", wanted, f"{counts.tolist()} of {c.seq_len}")
     if not bool(known.gather(1, order[:, :num_known]).all()):
-        raise ValueError(
-            f"decode: argument `order`: expected the {num_known} known positions of "
-            "`known_tokens` first, got another position among them"
-        )
+        wanted = f"the {num_known} known positions of `known_tokens` first"
+        fail(ValueError, _OP, "order", wanted, "another position among them")
     return num_known
+
+
+def _checked_sizes(group_sizes: Sequence[int], num_generated: int) -> list[int]:
+    try:
+        sizes = [operator.index(size) for size in group_sizes]
+    except TypeError:
+        fail(TypeError, _OP, "group_sizes", "a sequence of ints", repr(group_sizes))
+    if not sizes or min(sizes) < 1 or sum(sizes) != num_generated:
+        wanted = f"positive sizes that sum to {num_generated}"
+        fail(ValueError, _OP, "group_sizes", wanted, f"{sizes} (sum {sum(sizes)})")
+    return sizes
 
 
 def _checked_uniform(
@@ -102,31 +123,25 @@ def _checked_uniform(
 ) -> Tensor:
     if uniform is None:
         if isinstance(temperature, Tensor) or temperature != 0:
-            raise ValueError(
-                f"decode: argument `uniform`: expected float64 {list(shape)} (it may be left out "
-                "only where `temperature` is the number 0), got None"
+            wanted = (
+                f"float64 {list(shape)} (it may be left out only where `temperature` is the "
+                "number 0)"
             )
+            fail(ValueError, _OP, "uniform", wanted, None)
         return torch.zeros(shape, dtype=torch.float64, device=model.device)
-    _check_tensor(model, "uniform", uniform, torch.float64, shape)
+    _check_tensor(model, "uniform", uniform, torch.float64, "[batch, num_generated]", shape)
     if not bool(((uniform >= 0) & (uniform < 1)).all()):
-        raise ValueError("decode: argument `uniform`: expected numbers in [0, 1), got others")
+        fail(ValueError, _OP, "uniform", "numbers in [0, 1)", "others")
     return uniform
 
 
 def _guidance(
     model: LPD, cfg_scale: float | Tensor, cfg_schedule: str, batch: int
 ) -> Tensor | None:
-    if cfg_schedule not in _SCHEDULES:
-        raise ValueError(
-            f"decode: argument `cfg_schedule`: expected one of {_SCHEDULES}, got {cfg_schedule!r}"
-        )
-    if isinstance(cfg_scale, Tensor):
-        _check_tensor(model, "cfg_scale", cfg_scale, torch.float32, (batch,))
-        finite = bool(cfg_scale.isfinite().all())
-    else:
-        finite = math.isfinite(cfg_scale)
-    if not finite:
-        raise ValueError(f"decode: argument `cfg_scale`: expected finite values, got {cfg_scale}")
+    if cfg_schedule not in CFG_SCHEDULES:
+        wanted = f"one of {', '.join(CFG_SCHEDULES)}"
+        fail(ValueError, _OP, "cfg_schedule", wanted, repr(cfg_schedule))
+    _check_per_image(model, "cfg_scale", cfg_scale, batch)
     if not isinstance(cfg_scale, Tensor):
         if cfg_scale == 1:
             return None
@@ -139,25 +154,30 @@ def _guidance(
     return scale.float()
 
 
+def _check_per_image(model: LPD, name: str, value: Any, batch: int) -> None:
+    dtype, least, most, wanted = PER_IMAGE[name]
+    if isinstance(value, Tensor):
+        _check_tensor(model, name, value, dtype, "[batch]", (batch,))
+        if not bool(((value >= least) & (value <= most)).all()):
+            fail(ValueError, _OP, name, wanted, value.tolist())
+        return
+    if dtype == torch.int64:
+        check_int(_OP, name, value, int(least))
+    else:
+        check_float(_OP, name, value)
+    if not least <= value <= most:
+        fail(ValueError, _OP, name, wanted, value)
+
+
 def _check_tensor(
-    model: LPD, name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...]
+    model: LPD, name: str, tensor: Tensor, dtype: torch.dtype, names: str, shape: tuple[int, ...]
 ) -> None:
-    if tensor.dtype != dtype:
-        raise TypeError(f"decode: argument `{name}`: expected {dtype}, got {tensor.dtype}")
-    if tensor.shape != shape:
-        raise ValueError(
-            f"decode: argument `{name}`: expected shape {list(shape)}, got {list(tensor.shape)}"
-        )
-    if tensor.device != model.device:
-        raise ValueError(
-            f"decode: argument `{name}`: expected the model's device {model.device}, "
-            f"got {tensor.device}"
-        )
+    check_tensor(_OP, name, tensor, (dtype,), names, len(shape))
+    check_shape(_OP, name, tensor, shape, names)
+    check_device(_OP, name, tensor, model.device)
 
 
 def _check_range(name: str, tensor: Tensor, low: int, high: int) -> None:
-    if tensor.numel() and not (low <= int(tensor.min()) and int(tensor.max()) < high):
-        raise ValueError(
-            f"decode: argument `{name}`: expected values in [{low}, {high}), "
-            f"got [{int(tensor.min())}, {int(tensor.max())}]"
-        )
+    least, most = int(tensor.min()), int(tensor.max())
+    if not (low <= least and most < high):
+        fail(ValueError, _OP, name, f"values in [{low}, {high})", f"[{least}, {most}]")

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -22,15 +25,63 @@ def write_atomically(path: str | Path, content: bytes) -> None:
     OSError
         If it cannot be written; nothing is left behind.
     """
-    path = Path(path)
-    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    write_together({Path(path): content})
+
+
+def write_together(contents: Mapping[Path, bytes]) -> None:
+    """Write several files, all of them or none; each appears in one step.
+
+    Parameters
+    ----------
+    contents : Mapping[Path, bytes]
+        The whole files; their folders must exist.
+
+    Raises
+    ------
+    OSError
+        If one cannot be written; none is left behind, and files that were there stay as they were.
+    """
+    partials: dict[Path, str] = {}
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(partial, 0o666 & ~umask)  # mkstemp's 0600 would surprise whoever shares the file
-        os.replace(partial, path)
+        for path, content in contents.items():
+            handle, partials[path] = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(handle)  # else a crash may keep the new name but not the content
+            umask = os.umask(0)
+            os.umask(umask)
+            os.chmod(partials[path], 0o666 & ~umask)  # mkstemp's 0600 would surprise others
+        for path, partial in partials.items():
+            if os.path.lexists(path):
+                _keep(path, _aside(partial))
+            os.replace(partial, path)
     except BaseException:
-        os.unlink(partial)
+        for path, partial in partials.items():
+            with suppress(OSError):  # the first error is the one to report
+                _undo(path, partial)
         raise
+    for partial in partials.values():
+        _aside(partial).unlink(missing_ok=True)
+
+
+def _aside(partial: str) -> Path:
+    return Path(f"{partial}.old")
+
+
+def _keep(path: Path, aside: Path) -> None:
+    try:
+        os.link(path, aside, follow_symlinks=False)
+    except OSError:  # a file system without hard links
+        shutil.copy2(path, aside, follow_symlinks=False)
+
+
+def _undo(path: Path, partial: str) -> None:
+    aside = _aside(partial)
+    if os.path.lexists(partial):  # not yet renamed
+        os.unlink(partial)
+        aside.unlink(missing_ok=True)
+    elif os.path.lexists(aside):
+        os.replace(aside, path)
+    else:
+        path.unlink(missing_ok=True)

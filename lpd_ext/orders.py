@@ -25,7 +25,7 @@ def raster_order(
     seeds : Tensor
         ``[batch]``, int64; only their number and device matter.
     grid : tuple of int
-        Height and width.
+        Height and width, fewer than 2^31 cells.
     group_sizes : sequence of int, optional
         Without influence; here so that all orders are called alike.
     known : Tensor, optional
@@ -42,6 +42,11 @@ def raster_order(
         A wrong shape or device, or unequal numbers of known positions.
     TypeError
         A wrong dtype or type.
+
+    Examples
+    --------
+    >>> raster_order(torch.tensor([0]), (2, 3))
+    tensor([[0, 1, 2, 3, 4, 5]])
     """
     check_order_arguments("raster_order", seeds, grid, known)
     height, width = grid
@@ -63,7 +68,7 @@ def random_order(
     seeds : Tensor
         ``[batch]``, int64.
     grid : tuple of int
-        Height and width.
+        Height and width, fewer than 2^31 cells.
     group_sizes : sequence of int, optional
         Without influence; here so that all orders are called alike.
     known : Tensor, optional
@@ -80,6 +85,11 @@ def random_order(
         A wrong shape or device, or unequal numbers of known positions.
     TypeError
         A wrong dtype or type.
+
+    Examples
+    --------
+    >>> random_order(torch.tensor([0]), (2, 3))
+    tensor([[5, 2, 1, 3, 4, 0]])
     """
     check_order_arguments("random_order", seeds, grid, known)
     height, width = grid
@@ -101,7 +111,7 @@ def halton_order(
     seeds : Tensor
         ``[batch]``, int64; each shifts the sequence around the grid, rows and columns alone.
     grid : tuple of int
-        Height and width.
+        Height and width, fewer than 2^31 cells.
     group_sizes : sequence of int, optional
         Without influence; here so that all orders are called alike.
     known : Tensor, optional
@@ -123,6 +133,11 @@ def halton_order(
     -----
     Source: the Halton sequence in bases 2 (columns) and 3 (rows), as arXiv 2503.17076 uses it to
     schedule masks.
+
+    Examples
+    --------
+    >>> halton_order(torch.tensor([0]), (2, 3))
+    tensor([[2, 4, 0, 1, 5, 3]])
     """
     check_order_arguments("halton_order", seeds, grid, known)
     height, width = grid

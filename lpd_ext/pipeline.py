@@ -32,6 +32,7 @@ from lpd_ext.settings import (
     as_list,
     as_numbers,
     image_seeds,
+    unwrapped,
 )
 
 _PACKAGED = Path(__file__).parent / "weights"
@@ -294,6 +295,7 @@ class LPDPipeline:
         seeds = image_seeds(seed, count)
         if batch_size is None:
             batch_size = min(count, _DEFAULT_BATCH_SIZE)
+        batch_size = unwrapped(batch_size)
         check_int(_OWNER, "batch_size", batch_size, 1)
 
         images, tokens, steps = [], [], []

@@ -2,6 +2,8 @@
 
 from lpd_ext import _binary
 
+_MAX_SEQ_LEN = 2**31 - 1  # the largest grid of the orders
+
 
 def group_sizes(seq_len: int, num_steps: int) -> list[int]:
     """Sizes of the groups, small ones first.
@@ -14,7 +16,7 @@ def group_sizes(seq_len: int, num_steps: int) -> list[int]:
     Parameters
     ----------
     seq_len : int
-        Positions to decode.
+        Positions to decode, 1 to 2^31 - 1.
     num_steps : int
         Number of groups, 1 to ``seq_len``.
 
@@ -27,7 +29,7 @@ def group_sizes(seq_len: int, num_steps: int) -> list[int]:
     Raises
     ------
     ValueError
-        ``seq_len`` below 1, or ``num_steps`` outside 1 to ``seq_len``.
+        ``seq_len`` outside 1 to 2^31 - 1, or ``num_steps`` outside 1 to ``seq_len``.
     TypeError
         An argument is no int.
 
@@ -45,6 +47,12 @@ def group_sizes(seq_len: int, num_steps: int) -> list[int]:
             raise TypeError(
                 f"group_sizes: argument `{name}`: expected an int, got {type(value).__name__}"
             )
-    if seq_len < 1:
-        raise ValueError(f"group_sizes: argument `seq_len`: expected at least 1, got {seq_len}")
+    if not 1 <= seq_len <= _MAX_SEQ_LEN:
+        raise ValueError(
+            f"group_sizes: argument `seq_len`: expected 1 to {_MAX_SEQ_LEN}, got {seq_len}"
+        )
+    if not 1 <= num_steps <= seq_len:
+        raise ValueError(
+            f"group_sizes: argument `num_steps`: expected 1 to seq_len = {seq_len}, got {num_steps}"
+        )
     return _binary.host.group_sizes(seq_len, num_steps)

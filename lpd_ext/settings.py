@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-import torch
 from torch import Tensor
 
+from lpd_ext.decode_request import CFG_SCHEDULES
+from lpd_ext.decode_request import PER_IMAGE as RANGES
 from lpd_ext.ops.checks import check_int, fail
 from lpd_ext.orders import ORDERS
 
@@ -17,24 +18,11 @@ Numbers: TypeAlias = float | tuple[float, ...]
 """A number for all images of a call, or one an image."""
 
 PerImage: TypeAlias = float | Sequence[float] | Tensor
-"""`Numbers` as a caller may give them: any sequence, a 1-d array or tensor."""
+"""`Numbers` as a caller may give them: any sequence, an array or a tensor."""
 
-PER_IMAGE = {
-    "cfg_scale": torch.float32,
-    "temperature": torch.float32,
-    "top_k": torch.int64,
-    "top_p": torch.float32,
-}
-"""The settings that may differ among the images of a call."""
+PER_IMAGE = {name: dtype for name, (dtype, *_) in RANGES.items()}
+"""The settings that may differ among the images of a call, and their dtypes."""
 
-_CFG_SCHEDULES = ("linear", "constant")
-_MAX_FLOAT32 = torch.finfo(torch.float32).max
-_RANGES = {
-    "cfg_scale": (-_MAX_FLOAT32, _MAX_FLOAT32, "a finite number"),
-    "temperature": (0, _MAX_FLOAT32, "a finite number of at least 0"),
-    "top_k": (0, 2**62, "an integer of at least 0"),
-    "top_p": (0, 1, "a number in [0, 1]"),
-}
 _OWNER = "LPDPipeline"
 
 
@@ -83,10 +71,12 @@ class GenerationSettings:
     top_p: Numbers = 1.0
 
     def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            object.__setattr__(self, name, unwrapped(value))
         check_int(_OWNER, "num_steps", self.num_steps, 1)
         check_int(_OWNER, "repulsion_threshold", self.repulsion_threshold, 0)
         _check_choice("order", self.order, tuple(ORDERS))
-        _check_choice("cfg_schedule", self.cfg_schedule, _CFG_SCHEDULES)
+        _check_choice("cfg_schedule", self.cfg_schedule, CFG_SCHEDULES)
         for name in PER_IMAGE:
             value = getattr(self, name)
             if not isinstance(value, tuple):
@@ -103,8 +93,14 @@ class GenerationSettings:
                 fail(ValueError, _OWNER, name, f"one value for each of {count} images", len(value))
 
 
+def unwrapped(value: Any) -> Any:
+    """Return the Python number in a NumPy scalar, a 0-d array or a 0-d tensor; else the value."""
+    return value.item() if getattr(value, "ndim", None) == 0 else value
+
+
 def as_numbers(name: str, value: PerImage) -> Numbers:
     """Return a number as it is, anything with one number an image as a tuple."""
+    value = unwrapped(value)
     if _is_number(value):
         return value  # type: ignore[return-value]  # a number, as just seen
     return tuple(as_list(name, value, "a number or a sequence of numbers"))
@@ -116,11 +112,12 @@ def as_list(name: str, value: object, wanted: str) -> list[Any]:
         value = value.tolist()
     if isinstance(value, str) or not isinstance(value, Sequence):
         fail(TypeError, _OWNER, name, wanted, repr(value))
-    return [entry.item() if hasattr(entry, "item") else entry for entry in value]
+    return [unwrapped(entry) for entry in value]
 
 
 def image_seeds(seed: int | Sequence[int], count: int) -> list[int]:
     """Return one seed an image: those given, or `seed`, `seed` + 1 and so on."""
+    seed = unwrapped(seed)
     if isinstance(seed, int) and not isinstance(seed, bool):
         seeds = [seed + i for i in range(count)]
     else:
@@ -147,7 +144,7 @@ def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
 
 
 def _check_number(name: str, label: str, value: Any) -> None:
-    low, high, wanted = _RANGES[name]
+    _, low, high, wanted = RANGES[name]
     if not _is_number(value) or (name == "top_k" and not isinstance(value, int)):
         fail(TypeError, _OWNER, label, wanted, repr(value))
     if math.isnan(value) or not low <= value <= high:

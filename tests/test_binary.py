@@ -1,3 +1,4 @@
+import json
 import os
 import shutil
 import subprocess
@@ -103,6 +104,28 @@ def test_cuda_choice_is_checked():
     result = run(ROOT, "setup.py", "--version", LPD_CUDA="yes")
     assert result.returncode != 0
     assert result.stderr.strip().endswith("LPD_CUDA: expected 0, 1 or auto, got 'yes'")
+
+
+def test_a_cuda_home_without_nvcc_is_no_toolkit(tmp_path):
+    result = run(ROOT, "setup.py", "--version", LPD_CUDA="1", CUDA_HOME=str(tmp_path))
+    assert result.returncode != 0
+    assert "LPD_CUDA=1, but missing: nvcc" in result.stderr
+    assert run(ROOT, "setup.py", "--version", CUDA_HOME=str(tmp_path)).returncode == 0
+
+
+def test_a_changed_header_or_version_rebuilds():
+    code = """if True:
+        import json, runpy, setuptools
+        setuptools.setup = lambda ext_modules, **_: print(
+            json.dumps({extension.name: extension.depends for extension in ext_modules})
+        )
+        runpy.run_path("setup.py")
+    """
+    depends = json.loads(run(ROOT, "-c", code, LPD_CUDA="0").stdout)
+    headers = {path.relative_to(ROOT).as_posix() for path in (ROOT / "csrc").rglob("*.h")}
+    assert len(headers) > 5
+    for files in (depends["lpd_ext._C"], depends["lpd_ext._host"]):
+        assert set(files) == headers | {"setup.py", "lpd_ext/_binary.py"}
 
 
 @pytest.mark.skipif(torch.version.cuda is not None, reason="nothing is missing here")

@@ -222,3 +222,25 @@ NOT_A_PERMUTATION = torch.arange(16).repeat(4, 1).index_fill(1, torch.tensor([3]
 def test_bad_input_is_refused(model, change, error, match):
     with pytest.raises(error, match=match):
         decode(model, **request(**change))
+
+
+def test_guidance_counts_known_positions(model):
+    # The schedule goes by the place in `order`: the first generated token is the sixth.
+    known = torch.full((1, 16), -1)
+    known[:, :5] = torch.arange(5)
+    sizes = [3, 8]
+    options = {
+        "group_sizes": sizes,
+        "order": group_order(torch.tensor([0]), CONFIG.grid, sizes, known=known >= 0),
+        "uniform": torch.zeros(1, 11, dtype=torch.float64),
+        "known_tokens": known,
+        "forced_tokens": torch.zeros(1, 16, dtype=torch.int64),
+        "return_logits": True,
+    }
+    conditional, unconditional, guided = (
+        decode(model, torch.tensor([label]), **options, cfg_scale=scale)[1]
+        for label, scale in [(1, 1.0), (-1, 1.0), (1, 3.0)]
+    )
+    scale = 1 + 2 * torch.arange(5, 16) / 16
+    expected = unconditional + scale[:, None] * (conditional - unconditional)
+    torch.testing.assert_close(guided, expected, atol=1e-4, rtol=1e-4)

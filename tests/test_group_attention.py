@@ -2,6 +2,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cases import ATTENTION_CASES, HALF_AND_FLOAT, AttentionCase
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch._subclasses import FakeTensorMode
 
 from lpd_ext import group_attention
 from lpd_ext.ops import reference
@@ -68,6 +71,46 @@ def test_against_float64(device, case, dtype):
     assert out.dtype == dtype
     assert_close(out, same_dtype, truth)
     # The context rows are appended bit for bit, nothing else is touched (NaN stays NaN).
+    torch.testing.assert_close(k_cache.double(), wide[1], rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(v_cache.double(), wide[2], rtol=0, atol=0, equal_nan=True)
+
+
+@st.composite
+def shapes(draw):
+    q_len, cache_len = draw(st.integers(0, 9)), draw(st.integers(0, 20))
+    context_len = draw(st.integers(0, q_len))
+    return AttentionCase(
+        name="drawn",
+        batch=draw(st.integers(0, 3)),
+        q_len=q_len,
+        num_heads=draw(st.integers(1, 3)),
+        head_dim=draw(st.sampled_from([32, 64, 80, 96, 128])),
+        cache_len=cache_len,
+        context_len=context_len,
+        max_kv_len=cache_len + context_len + draw(st.integers(0, 3)),
+    )
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    case=shapes(),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    more_rows=st.integers(0, 2),
+    more_columns=st.integers(0, 5),
+)
+def test_any_shape(case, dtype, more_rows, more_columns):
+    qkv, k_cache, v_cache = make_inputs(case, dtype, "cpu")
+    width = 3 * case.num_heads * case.head_dim
+    rows = torch.full((case.batch, case.q_len + more_rows, width + more_columns), torch.nan)
+    view = rows.to(dtype)[:, : case.q_len, :width].unflatten(2, qkv.shape[2:])
+    view.copy_(qkv)
+    same_dtype = sdpa(case, qkv, k_cache, v_cache)
+    wide = (qkv.double(), k_cache.double(), v_cache.double())
+    truth = run(reference.group_attention, case, *wide)
+    out = run(group_attention, case, view, k_cache, v_cache)
+    assert out.shape == truth.shape
+    if out.numel():
+        assert_close(out, same_dtype, truth)
     torch.testing.assert_close(k_cache.double(), wide[1], rtol=0, atol=0, equal_nan=True)
     torch.testing.assert_close(v_cache.double(), wide[2], rtol=0, atol=0, equal_nan=True)
 
@@ -338,6 +381,53 @@ def test_bad_input(device, build, error, message):
     inputs = build(device)
     with pytest.raises(error, match=f"^group_attention: argument .*{message}"):
         group_attention(**inputs)
+
+
+def overlapping():
+    buffer = torch.zeros(2, 3, 2, 16, 32)
+    qkv = torch.zeros(3, 6, 3, 2, 32)
+    flat, size = buffer.flatten(), buffer[0].numel()
+    shifted = flat[size - 1 : 2 * size - 1].view(buffer[0].shape)
+    return [
+        ("v_cache", qkv, buffer[0], buffer[0]),
+        ("v_cache", qkv, buffer[0], shifted),
+        ("k_cache", flat[: qkv.numel()].view(qkv.shape), *buffer),
+        ("v_cache", flat[-qkv.numel() :].view(qkv.shape), buffer[0], buffer[1]),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("argument", "qkv", "k_cache", "v_cache"),
+    overlapping(),
+    ids=["one_cache", "shifted", "qkv_in_k", "qkv_in_v"],
+)
+def test_overlap_is_refused(argument, qkv, k_cache, v_cache):
+    message = f"^group_attention: argument `{argument}`: expected memory apart"
+    with pytest.raises(ValueError, match=message):
+        group_attention(qkv, k_cache, v_cache, 5, 2)
+
+
+def test_neighbours_in_one_buffer_do_not_overlap(device):
+    inputs = make_inputs(SMALL, torch.float32, device)
+    expected = run(group_attention, SMALL, *(tensor.clone() for tensor in inputs))
+    buffer = torch.cat([tensor.flatten() for tensor in inputs])
+    parts = buffer.split([tensor.numel() for tensor in inputs])
+    views = [part.view(tensor.shape) for part, tensor in zip(parts, inputs, strict=True)]
+    assert torch.equal(run(group_attention, SMALL, *views), expected)
+
+
+def test_the_operator_itself_refuses_one_cache_for_both(device):
+    qkv, cache, _ = make_inputs(SMALL, torch.float32, device)
+    with pytest.raises(RuntimeError, match="`v_cache`: must not overlap"):
+        torch.ops.lpd_ext.group_attention(qkv, cache, cache, 5, 2, 1.0)
+
+
+@pytest.mark.filterwarnings("error")
+def test_fake_tensors_are_not_asked_for_addresses():
+    with FakeTensorMode():
+        caches = torch.zeros(2, 3, 2, 16, 32)
+        out = group_attention(torch.zeros(3, 6, 3, 2, 32), *caches, 5, 2)
+    assert out.shape == (3, 6, 64)
 
 
 def test_weights_are_fine_without_grad(device):

@@ -1,4 +1,5 @@
 import json
+import math
 import random
 from pathlib import Path
 
@@ -158,6 +159,30 @@ def test_nothing_known_is_no_known(device):
     assert torch.equal(group_order(seeds, (16, 16), SIZES_20, known=none), expected)
 
 
+def test_known_is_any_byte_but_zero(device):
+    known = torch.rand(2, 20, device=device).argsort(dim=1) < 5
+    seeds = torch.arange(2, device=device)
+    expected = group_order(seeds, (4, 5), [15], known=known)
+    for byte in (2, 255):
+        other = (known.to(torch.uint8) * byte).view(torch.bool)
+        assert torch.equal(group_order(seeds, (4, 5), [15], known=other), expected)
+
+
+def scores():
+    return [o + d * 0.70710678118654752440 for o in range(5) for d in range(5)]
+
+
+@pytest.mark.parametrize("proximity", scores())
+def test_every_score_as_threshold(device, proximity):
+    # A threshold is reached by the score that equals it and by no smaller one.
+    seeds = torch.tensor([7], device=device)
+    sizes = group_sizes(30, 6)
+    for threshold in (proximity, math.nextafter(proximity, math.inf)):
+        options = {"proximity_threshold": threshold, "repulsion_threshold": 1}
+        expected = reference.group_order(seeds, (5, 6), sizes, **options)
+        assert torch.equal(group_order(seeds, (5, 6), sizes, **options), expected)
+
+
 def test_everything_known_is_raster(device):
     everything = torch.ones(2, 6, dtype=torch.bool, device=device)
     order = group_order(torch.arange(2, device=device), (2, 3), [], known=everything)
@@ -233,6 +258,8 @@ UNEQUAL = torch.tensor([[True, False, False, False], [True, True, False, False]]
         ({"grid": 4}, TypeError, "`grid`: expected \\(height, width\\), got int"),
         ({"grid": (2, 2, 1)}, ValueError, "`grid`.*got 3 numbers"),
         ({"grid": (0, 4)}, ValueError, "`grid`: expected at least 1, got 0"),
+        ({"grid": (2**16, 2**15)}, ValueError, "`grid`: .*2\\^31 cells, got 65536 x 32768"),
+        ({"grid": (2**64, 1)}, ValueError, "`grid`: .*2\\^31 cells, got 18446744073709551616 x 1"),
         ({"grid": (2.0, 2)}, TypeError, "`grid`: expected an int, got float"),
         ({"group_sizes": 4}, TypeError, "`group_sizes`: expected a sequence of int"),
         ({"group_sizes": torch.tensor([4])}, TypeError, "`group_sizes`.*got Tensor"),

@@ -90,10 +90,11 @@ def test_halton_spreads(device):
     [
         ({"seeds": torch.zeros(2)}, TypeError, "`seeds`: expected int64"),
         ({"grid": (4, 0)}, ValueError, "`grid`: expected at least 1"),
+        ({"grid": (2**16, 2**15)}, ValueError, "`grid`: .*2\\^31 cells, got 65536 x 32768"),
         ({"known": torch.ones(2, 3, dtype=torch.bool)}, ValueError, "`known`.*got shape"),
         ({"known": torch.eye(2, 16).bool().cumsum(1) == 1}, ValueError, "`known`.*same number"),
     ],
-    ids=["seeds", "grid", "shape", "count"],
+    ids=["seeds", "grid", "cells", "shape", "count"],
 )
 def test_bad_input(name, changes, error, message):
     arguments = {"seeds": torch.arange(2), "grid": (4, 4), **changes}

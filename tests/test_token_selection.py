@@ -3,8 +3,12 @@
 What it draws is in test_token_selection_distribution.py and test_specified_math.py.
 """
 
+import itertools
+
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lpd_ext.ops import reference
 from lpd_ext.ops.token_selection import token_selection
@@ -201,6 +205,51 @@ def test_strided_views_between_sentinels(device):
         ids = token_selection(swapped, transposed[0], cfg_scale=transposed[1], **plain)
         if guided is scale:
             assert torch.equal(ids, expected)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    batch=st.integers(0, 3),
+    group_size=st.integers(0, 4),
+    vocab_size=st.integers(1, 40),
+    guidance=st.sampled_from(["off", "per query", "per image"]),
+    temperature=st.sampled_from([0.0, 0.3, 1.0, 2.5]),
+    top_k=st.integers(0, 45),
+    top_p=st.one_of(st.sampled_from([0.0, 1.0]), st.floats(0, 1)),
+    seed=st.integers(0, 2**32),
+)
+def test_any_shape(batch, group_size, vocab_size, guidance, temperature, top_k, top_p, seed):
+    generator = rng(seed)
+    halves = 1 if guidance == "off" else 2
+    logits = torch.randn(halves * batch, group_size, vocab_size, generator=generator) * 3
+    uniform = random_uniform(batch, group_size, seed=seed)
+    shape = (batch, group_size) if guidance == "per image" else (group_size,)
+    scale = None if guidance == "off" else 4 * torch.rand(shape, generator=generator)
+    options = {"cfg_scale": scale, "temperature": temperature, "top_k": top_k}
+
+    ids = token_selection(logits, uniform, **options, top_p=top_p)
+    assert ids.shape == (batch, group_size)
+    # Rows whose id hangs on the sixth digit of uniform or top_p are at a boundary.
+    around = [
+        reference.token_selection(
+            logits, (uniform + du).clamp(0, 1 - 2**-53), **options, top_p=min(max(top_p + dp, 0), 1)
+        )
+        for du, dp in itertools.product((-1e-6, 0, 1e-6), repeat=2)
+    ]
+    decided = torch.stack([other == around[4] for other in around]).all(0)
+    assert torch.equal(ids[decided], around[4][decided])
+    assert (~decided).sum() <= 1
+
+
+@pytest.mark.parametrize("op", [token_selection, reference.token_selection])
+def test_filters_in_tensors_beyond_their_range_are_off(device, op):
+    logits = torch.randn(2, 50, 9, generator=rng()).to(device)
+    uniform = random_uniform(2, 50).to(device)
+    options = {
+        "top_k": torch.tensor([-1, -(2**63)], device=device),
+        "top_p": torch.tensor([1.5, INF], device=device),
+    }
+    assert torch.equal(op(logits, uniform, **options), op(logits, uniform))
 
 
 @pytest.mark.parametrize("shape", [(0, 5), (3, 0), (0, 0)])

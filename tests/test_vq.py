@@ -53,11 +53,24 @@ def test_encode_matches_published(published, golden):
 
 @torch.no_grad()
 def test_encode_gives_raster_order(tiny):
-    # A change in the right half of the image must only move codes near the right columns.
-    torch.manual_seed(1)
-    image = torch.rand(1, 1, 8, 16) * 2 - 1
+    # On a grid that is not square a transposed order would show.
+    image = torch.rand(1, 1, 8, 16, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    z = tiny.quant_conv(tiny.encoder(image))
+    assert z.shape[2:] == (4, 8)
+    for row, column in [(0, 0), (0, 7), (3, 2)]:
+        latent = torch.nn.functional.normalize(z[0, :, row, column], dim=0)
+        torch.testing.assert_close(tiny.latents(image)[0, row * 8 + column], latent)
     assert tiny.encode(image).shape == (1, 4 * 8)
-    assert tiny.decode(tiny.encode(image), grid=(4, 8)).shape == image.shape
+
+
+@torch.no_grad()
+def test_decode_reads_raster_order(tiny):
+    codes = torch.randint(16, (1, 4 * 8), generator=torch.Generator().manual_seed(1))
+    z = torch.empty(1, 4, 4, 8)
+    for place, code in enumerate(codes[0].tolist()):
+        z[0, :, place // 8, place % 8] = tiny.quantize.normalised()[code]
+    expected = tiny.decoder(tiny.post_quant_conv(z))
+    torch.testing.assert_close(tiny.decode(codes, grid=(4, 8)), expected)
 
 
 def test_codes_of_a_code_vector_are_itself(tiny):

@@ -9,6 +9,7 @@
 #include <limits>
 
 #include "half.h"
+#include "lpd/inline.h"
 
 // The vector width changes no bit: lanes are independent sums and nothing is contracted to fma.
 #if defined(__x86_64__) && defined(__GLIBC__) && !defined(__clang__)
@@ -16,7 +17,6 @@
 #else
 #define LPD_VECTOR_CLONES
 #endif
-#define LPD_INLINE __attribute__((always_inline)) inline
 
 namespace lpd::cpu {
 namespace {

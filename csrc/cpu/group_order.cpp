@@ -1,8 +1,9 @@
-// group_order on the CPU: one image at a time, exact arithmetic (integer counts and squared integer
-// distances), so that every implementation of the rules yields the same bits.
+// group_order on the CPU: one image at a time. Only integers are compared (ranks of scores, squared
+// distances, keys), so that every implementation of the rules yields the same bits.
 #include "lpd/group_order.h"
 
 #include <algorithm>
+#include <array>
 #include <limits>
 #include <vector>
 
@@ -11,10 +12,39 @@
 namespace lpd::cpu {
 namespace {
 
-constexpr double kInverseSqrt2 = 0.70710678118654752440;
+// Scores as integers: the rank of each pair of counts (orthogonal and diagonal neighbours decoded,
+// 0 to 4 each) among the 25 scores, no two of which are equal.
+class ScoreTable {
+ public:
+  explicit ScoreTable(double threshold) {
+    // Products that are rounded here leave nothing to fuse with the addition below.
+    constexpr double kInverseSqrt2 = 0.70710678118654752440;
+    static constexpr double kDiagonal[kCounts] = {0, kInverseSqrt2, 2 * kInverseSqrt2,
+                                                  3 * kInverseSqrt2, 4 * kInverseSqrt2};
+    std::array<double, kCounts * kCounts> scores;
+    for (int i = 0; i < kCounts * kCounts; ++i) scores[i] = i / kCounts + kDiagonal[i % kCounts];
+    const auto num_below = [&](double limit) {
+      return std::count_if(scores.begin(), scores.end(), [&](double s) { return !(s >= limit); });
+    };
+    for (int i = 0; i < kCounts * kCounts; ++i) ranks_[i] = num_below(scores[i]);
+    least_walked_ = num_below(threshold);
+  }
+
+  int32_t rank(int32_t orthogonal, int32_t diagonal) const {
+    return ranks_[orthogonal * kCounts + diagonal];
+  }
+
+  // The rank from which on scores reach the threshold.
+  int32_t least_walked() const { return least_walked_; }
+
+ private:
+  static constexpr int kCounts = 5;
+  std::array<int32_t, kCounts * kCounts> ranks_;
+  int32_t least_walked_;
+};
 
 struct Candidate {
-  double score;
+  int32_t score;  // its rank
   uint64_t key;
   int32_t position;
   int32_t row;
@@ -35,6 +65,7 @@ class OrderBuilder {
  public:
   explicit OrderBuilder(const GroupOrderParams& params)
       : params_(params),
+        scores_(params.proximity_threshold),
         seq_len_(static_cast<int32_t>(params.height * params.width)),
         orthogonal_(seq_len_),
         diagonal_(seq_len_) {}
@@ -69,19 +100,19 @@ class OrderBuilder {
 
   bool is_known(int64_t image, int32_t position) const {
     return params_.known != nullptr && params_.known[image * params_.known_batch_stride +
-                                                     position * params_.known_position_stride];
+                                                     position * params_.known_position_stride] != 0;
   }
 
   // Picks one group out of free_ into picks_; what was not picked stays in free_.
   void pick_group(int64_t seed, uint32_t step, int64_t group_size) {
     for (Candidate& candidate : free_) {
       candidate.score =
-          orthogonal_[candidate.position] + diagonal_[candidate.position] * kInverseSqrt2;
+          scores_.rank(orthogonal_[candidate.position], diagonal_[candidate.position]);
       candidate.key = philox_order_key(seed, step, static_cast<uint32_t>(candidate.position));
     }
     std::sort(free_.begin(), free_.end(), walked_before);
     const auto low = std::partition_point(free_.begin(), free_.end(), [this](const Candidate& c) {
-      return c.score >= params_.proximity_threshold;
+      return c.score >= scores_.least_walked();
     });
 
     // Walk the high scores; then rest_ holds the low scores, those turned away and those not
@@ -164,11 +195,13 @@ class OrderBuilder {
   static constexpr int64_t kTaken = -1;
 
   const GroupOrderParams& params_;
+  const ScoreTable scores_;
   const int32_t seq_len_;
-  std::vector<int32_t> orthogonal_;  // [seq_len] decoded neighbours at distance 1
-  std::vector<int32_t> diagonal_;    // [seq_len] decoded neighbours at distance sqrt 2
-  std::vector<Candidate> free_;      // not decoded yet
-  std::vector<Candidate> picks_;     // the group in the making
+  // [seq_len] decoded neighbours at distance 1; a decoded position also counts itself.
+  std::vector<int32_t> orthogonal_;
+  std::vector<int32_t> diagonal_;  // [seq_len] decoded neighbours at distance sqrt 2
+  std::vector<Candidate> free_;    // not decoded yet
+  std::vector<Candidate> picks_;   // the group in the making
   std::vector<Candidate> turned_away_;
   std::vector<Candidate> rest_;
   std::vector<int64_t> nearest_;  // squared distance of free_[i] to its nearest pick

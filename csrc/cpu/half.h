@@ -4,6 +4,8 @@
 #include <bit>
 #include <cstdint>
 
+#include "lpd/inline.h"
+
 namespace lpd::cpu {
 
 struct BFloat16 {
@@ -14,14 +16,14 @@ struct Float16 {
   uint16_t bits;
 };
 
-inline float to_float(float value) { return value; }
+LPD_INLINE float to_float(float value) { return value; }
 
-inline float to_float(BFloat16 value) {
+LPD_INLINE float to_float(BFloat16 value) {
   return std::bit_cast<float>(static_cast<uint32_t>(value.bits) << 16);
 }
 
 // Free of branches, so that loops over it vectorise.
-inline float to_float(Float16 value) {
+LPD_INLINE float to_float(Float16 value) {
   constexpr uint32_t kRebias = (127 - 15) << 23;
   constexpr uint32_t kOneExponent = 1u << 23;
   const uint32_t sign = (value.bits & 0x8000u) << 16;
@@ -41,19 +43,19 @@ template <class T>
 T from_float(float value);
 
 template <>
-inline float from_float<float>(float value) {
+LPD_INLINE float from_float<float>(float value) {
   return value;
 }
 
 template <>
-inline BFloat16 from_float<BFloat16>(float value) {
+LPD_INLINE BFloat16 from_float<BFloat16>(float value) {
   const uint32_t bits = std::bit_cast<uint32_t>(value);
   if (value != value) return {static_cast<uint16_t>((bits >> 16) | 0x40u)};  // stays a NaN
   return {static_cast<uint16_t>((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16)};
 }
 
 template <>
-inline Float16 from_float<Float16>(float value) {
+LPD_INLINE Float16 from_float<Float16>(float value) {
   const uint32_t bits = std::bit_cast<uint32_t>(value);
   const uint32_t sign = bits >> 16 & 0x8000u;
   const uint32_t magnitude = bits & 0x7fffffffu;

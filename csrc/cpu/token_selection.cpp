@@ -6,6 +6,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include "half.h"
+#include "lpd/inline.h"
 #include "lpd/specified_math.h"
 
 // x86-64 proper has no fma instruction: the rows are compiled a second time for machines that do.
@@ -19,32 +21,6 @@ namespace {
 
 constexpr int kDigitBits = 11;
 constexpr uint32_t kNumDigits = 1u << kDigitBits;
-
-LPD_HD float to_float(float value) { return value; }
-
-struct BFloat16 {
-  uint16_t bits;
-};
-
-LPD_HD float to_float(BFloat16 value) { return float_of_bits(uint32_t{value.bits} << 16); }
-
-struct Float16 {
-  uint16_t bits;
-};
-
-LPD_HD float to_float(Float16 value) {
-  constexpr uint32_t kRebias = (127 - 15) << 23;
-  const uint32_t magnitude = (value.bits & 0x7fffu) << 13;
-  const uint32_t sign = (value.bits & 0x8000u) << 16;
-  const float normal = float_of_bits(magnitude + kRebias);
-  const float special = float_of_bits(magnitude + 2 * kRebias);  // infinity and NaN
-  // A subnormal is a fraction of 2^-14: give it the implicit bit, then take that away again.
-  const float subnormal = float_of_bits(magnitude + kRebias + (1u << 23)) - 0x1p-14f;
-  const float result = magnitude >= 0x7c00u << 13 ? special
-                       : magnitude < 1u << 23     ? subnormal
-                                                  : normal;
-  return float_of_bits(float_bits(result) | sign);
-}
 
 // Parts of the workspace of one row.
 struct RowSpace {
@@ -65,11 +41,11 @@ RowSpace row_space(void* workspace, int64_t vocab_size) {
 
 // Writes the guided logits and returns their maximum, NaN where the row holds NaN or +inf.
 template <bool kGuided, class Logit>
-LPD_HD float guide(const Logit* cond,
-                   const Logit* uncond,
-                   float cfg_scale,
-                   int64_t vocab_size,
-                   float* values) {
+LPD_INLINE float guide(const Logit* cond,
+                       const Logit* uncond,
+                       float cfg_scale,
+                       int64_t vocab_size,
+                       float* values) {
   uint32_t invalid = 0;
   uint32_t max_key = 0;  // a maximum over integers vectorises, one over floats does not
   for (int64_t token = 0; token < vocab_size; ++token) {
@@ -87,10 +63,10 @@ LPD_HD float guide(const Logit* cond,
 }
 
 // Turns values into scaled values and their masses.
-LPD_HD void weigh(float inverse_temperature,
-                  float scaled_maximum,
-                  int64_t vocab_size,
-                  const RowSpace& space) {
+LPD_INLINE void weigh(float inverse_temperature,
+                      float scaled_maximum,
+                      int64_t vocab_size,
+                      const RowSpace& space) {
   for (int64_t token = 0; token < vocab_size; ++token) {
     const float value = scaled_logit(space.values[token], inverse_temperature);
     space.values[token] = value;
@@ -101,10 +77,10 @@ LPD_HD void weigh(float inverse_temperature,
 // The lowest value of positive weight for which within(weight of all larger values) holds. within
 // holds for 0 and, once false, stays false; at least one weight is positive.
 template <class Weight, class Within>
-LPD_HD float threshold(int64_t vocab_size,
-                       const RowSpace& space,
-                       const Weight& weight,
-                       const Within& within) {
+LPD_INLINE float threshold(int64_t vocab_size,
+                           const RowSpace& space,
+                           const Weight& weight,
+                           const Within& within) {
   constexpr int kShifts[] = {21, 10, 0};  // digits of 11, 11 and (overlapping by one bit) 11 bits
   uint32_t key = 0;
   uint64_t above = 0;  // weight of all values above those that share the digits of `key` so far
@@ -139,7 +115,7 @@ LPD_HD float threshold(int64_t vocab_size,
 }
 
 // Drops what lies below the least value and returns the mass that is left.
-LPD_HD uint64_t keep_from(float least, int64_t vocab_size, const RowSpace& space) {
+LPD_INLINE uint64_t keep_from(float least, int64_t vocab_size, const RowSpace& space) {
   uint64_t total = 0;
   for (int64_t token = 0; token < vocab_size; ++token) {
     const uint64_t kept = space.values[token] >= least ? space.masses[token] : 0;
@@ -150,10 +126,10 @@ LPD_HD uint64_t keep_from(float least, int64_t vocab_size, const RowSpace& space
 }
 
 template <class Logit>
-LPD_HD int64_t select_row(const TokenSelectionParams& params,
-                          int64_t image,
-                          int64_t query,
-                          const RowSpace& space) {
+LPD_INLINE int64_t select_row(const TokenSelectionParams& params,
+                              int64_t image,
+                              int64_t query,
+                              const RowSpace& space) {
   const int64_t vocab_size = params.vocab_size;
   const float temperature = params.temperature[image * params.temperature_stride];
   const int64_t top_k = params.top_k[image * params.top_k_stride];
@@ -206,10 +182,10 @@ LPD_HD int64_t select_row(const TokenSelectionParams& params,
 }
 
 template <class Logit>
-LPD_HD void select_rows(const TokenSelectionParams& params,
-                        int64_t begin,
-                        int64_t end,
-                        const RowSpace& space) {
+LPD_INLINE void select_rows(const TokenSelectionParams& params,
+                            int64_t begin,
+                            int64_t end,
+                            const RowSpace& space) {
   for (int64_t row = begin; row < end; ++row) {
     params.ids[row] =
         select_row<Logit>(params, row / params.group_size, row % params.group_size, space);
@@ -259,11 +235,11 @@ void token_selection(const TokenSelectionParams& params,
                      void* workspace) {
   const RowSpace space = row_space(workspace, params.vocab_size);
   switch (params.dtype) {
-    case LogitsDtype::kFloat32:
+    case Dtype::kFloat32:
       return dispatch_target<float>(params, begin, end, space);
-    case LogitsDtype::kBFloat16:
+    case Dtype::kBFloat16:
       return dispatch_target<BFloat16>(params, begin, end, space);
-    case LogitsDtype::kFloat16:
+    case Dtype::kFloat16:
       return dispatch_target<Float16>(params, begin, end, space);
   }
 }

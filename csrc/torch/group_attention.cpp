@@ -42,6 +42,8 @@ Tensor group_attention_cpu(Tensor qkv,
     STD_TORCH_CHECK(cache->numel() == 0 || cache->stride(3) == 1, kOp, ": argument `", argument,
                     "`: head_dim must be contiguous");
   }
+  STD_TORCH_CHECK(k_cache.numel() == 0 || k_cache.const_data_ptr() != v_cache.const_data_ptr(), kOp,
+                  ": argument `v_cache`: must not overlap k_cache");
   STD_TORCH_CHECK(cache_len >= 0 && context_len >= 0 && context_len <= q_len &&
                       cache_len <= k_cache.size(2) - context_len,
                   kOp, ": cache_len ", cache_len, " and context_len ", context_len,

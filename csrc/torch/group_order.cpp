@@ -5,6 +5,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <cstdint>
 #include <limits>
 #include <optional>
 #include <vector>
@@ -65,7 +66,7 @@ Tensor group_order_cpu(Tensor seeds,
       .repulsion_threshold = repulsion_threshold,
       .seeds = seeds.const_data_ptr<int64_t>(),
       .group_sizes = group_sizes.data(),
-      .known = known ? known->const_data_ptr<bool>() : nullptr,
+      .known = known ? static_cast<const uint8_t*>(known->const_data_ptr()) : nullptr,
       .order = order.mutable_data_ptr<int64_t>(),
       .seeds_stride = seeds.stride(0),
       .known_batch_stride = known ? known->stride(0) : 0,
@@ -74,8 +75,8 @@ Tensor group_order_cpu(Tensor seeds,
   for (int64_t image = 0; known && image < batch; ++image) {
     int64_t num_known = 0;
     for (int64_t position = 0; position < seq_len; ++position) {
-      num_known +=
-          params.known[image * params.known_batch_stride + position * params.known_position_stride];
+      num_known += params.known[image * params.known_batch_stride +
+                                position * params.known_position_stride] != 0;
     }
     check_group_sizes(group_sizes, seq_len, num_known);
   }

@@ -17,21 +17,6 @@ namespace {
 
 constexpr const char* kOp = "token_selection";
 
-LogitsDtype logits_dtype(const Tensor& logits) {
-  switch (logits.scalar_type()) {
-    case ScalarType::Float:
-      return LogitsDtype::kFloat32;
-    case ScalarType::BFloat16:
-      return LogitsDtype::kBFloat16;
-    case ScalarType::Half:
-      return LogitsDtype::kFloat16;
-    default:
-      STD_TORCH_CHECK(false, kOp,
-                      ": argument `logits`: expected float32, bfloat16 or float16, got ",
-                      torch::headeronly::toString(logits.scalar_type()));
-  }
-}
-
 void check_argument(const Tensor& tensor,
                     std::initializer_list<int64_t> shape,
                     ScalarType dtype,
@@ -47,7 +32,8 @@ Tensor token_selection_cpu(Tensor logits,
                            Tensor temperature,
                            Tensor top_k,
                            Tensor top_p) {
-  const LogitsDtype dtype = logits_dtype(logits);
+  check_cpu(logits, kOp, "logits");
+  const Dtype dtype = float_dtype(logits, kOp, "logits");
   check_shape(logits, {-1, -1, -1}, kOp, "logits");
   const int64_t halves = cfg_scale ? 2 : 1;
   const int64_t batch = logits.size(0) / halves;

@@ -55,7 +55,7 @@ def accuracy(model: Classifier, images: Tensor, labels: Tensor) -> float:
 
 def main() -> None:
     """Train, write ``classifier.pt``, print the accuracy on the test set."""
-    args = training.parser(__doc__ or "", steps=3000, batch_size=128, lr=3e-3).parse_args()
+    args = training.parser(__doc__ or "", steps=2000, batch_size=128, lr=3e-3).parse_args()
     torch.manual_seed(args.seed)
     images, labels = data.load("train", args.data)
     model = Classifier().to(args.device)
@@ -67,7 +67,7 @@ def main() -> None:
             len(batch), generator=torch.Generator().manual_seed(args.seed * 1_000_003 + step)
         )
         batch = torch.where(flipped[:, None, None, None] < 0.5, batch, batch.flip(3))
-        with torch.autocast(args.device, torch.bfloat16):
+        with torch.autocast(torch.device(args.device).type, torch.bfloat16):
             logits = model(batch.to(args.device))
         return F.cross_entropy(logits.float(), labels[indices].to(args.device)), {}
 

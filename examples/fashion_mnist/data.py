@@ -7,6 +7,7 @@ Source: arXiv 1708.07747; IDX is the format of the original MNIST.
 from __future__ import annotations
 
 import gzip
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -81,16 +82,20 @@ def batch_indices(num_images: int, batch_size: int, step: int, seed: int) -> Ten
 def _read_idx(folder: Path, name: str) -> np.ndarray:
     for path in (folder / f"{name}.gz", folder / name):
         if path.exists():
-            raw = gzip.decompress(path.read_bytes()) if path.suffix else path.read_bytes()
             break
     else:
         raise FileNotFoundError(
             f"{folder / name}[.gz] is missing: install Debian's package dataset-fashion-mnist, "
             "or give the folder of the four IDX files with --data"
         )
-    num_dims = raw[3] if len(raw) > 4 and raw[:3] == b"\0\0\x08" else 0
-    shape = np.frombuffer(raw, ">i4", num_dims, 4).astype(int)
-    body = np.frombuffer(raw, np.uint8, offset=4 + 4 * num_dims)
-    if num_dims == 0 or body.size != shape.prod():
+    raw = path.read_bytes()
+    try:
+        raw = gzip.decompress(raw) if path.suffix else raw
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise ValueError(f"{path}: expected gzip, got something damaged ({error})") from error
+    num_dims = raw[3] if raw[:3] == b"\0\0\x08" and len(raw) > 3 else 0
+    header = 4 + 4 * num_dims
+    shape = np.frombuffer(raw[4:header].ljust(4 * num_dims, b"\0"), ">i4").astype(int)
+    if num_dims == 0 or len(raw) != header + shape.prod():
         raise ValueError(f"{path}: expected an IDX file of bytes, got {len(raw)} bytes of another")
-    return body.reshape(shape).copy()
+    return np.frombuffer(raw, np.uint8, offset=header).reshape(shape).copy()

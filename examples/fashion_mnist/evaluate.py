@@ -72,7 +72,7 @@ def main() -> None:
         begin = time.monotonic()
         out = pipeline(classes, seed=args.seed, batch_size=50, **options)
         seconds = time.monotonic() - begin
-        generated = torch.stack([torch.from_numpy(np.asarray(i)) for i in out.images])[:, None]
+        generated = torch.stack([torch.from_numpy(np.array(i)) for i in out.images])[:, None]
         features, labels = describe(judge, data.to_float(generated))
         figures = {
             "accuracy": (labels == torch.tensor(classes)).float().mean().item(),

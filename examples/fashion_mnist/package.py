@@ -16,7 +16,7 @@ from lpd_ext import LPDPipeline
 from lpd_ext.models.checkpoint import load_lpd, load_vq
 from lpd_ext.settings import GenerationSettings
 
-DEFAULTS = GenerationSettings(num_steps=20, repulsion_threshold=2, cfg_scale=3.0)
+DEFAULTS = GenerationSettings(num_steps=20, repulsion_threshold=2, cfg_scale=3.5)
 
 
 def main() -> None:

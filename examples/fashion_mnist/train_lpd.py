@@ -33,7 +33,7 @@ REPULSION_THRESHOLDS = (1, 2, 3)
 
 def main() -> None:
     """Tokenise the training set, train, write ``lpd.safetensors``."""
-    parser = training.parser(__doc__ or "", steps=3000, batch_size=64, lr=2e-3)
+    parser = training.parser(__doc__ or "", steps=2000, batch_size=64, lr=2e-3)
     parser.add_argument("--patches", type=Path, required=True, help="of fit_patches.py")
     args = parser.parse_args()
     torch.manual_seed(args.seed)
@@ -48,7 +48,7 @@ def main() -> None:
         classes = labels[indices].masked_fill(dropped, UNCONDITIONAL)
         batch = (t.to(args.device) for t in (tokens[indices].long(), classes, order))
         images, classes, order = batch
-        with torch.autocast(args.device, torch.bfloat16):
+        with torch.autocast(torch.device(args.device).type, torch.bfloat16):
             loss = model.training_loss(images, classes, sizes, order)
         return loss, {"groups": len(sizes)}
 

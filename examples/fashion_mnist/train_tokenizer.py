@@ -32,28 +32,32 @@ CONFIG = VQConfig(
     codebook_dim=8,
     norm_groups=4,
 )
-SHARPNESS = 30.0  # of the softmax over cosine similarities, which lie in [-1, 1]
+SHARPNESS = 50.0  # of the softmax over cosine similarities, which lie in [-1, 1]
 ENCODER_WEIGHT = 0.05  # the encoder shares nothing but the codebook with the decoder
 
 
 def main() -> None:
     """Train, write ``vq.safetensors``, print agreement and reconstruction error on the test set."""
-    parser = training.parser(__doc__ or "", steps=800, batch_size=64, lr=3e-3)
+    parser = training.parser(__doc__ or "", steps=800, batch_size=64, lr=2e-3)
     parser.add_argument("--patches", type=Path, required=True, help="of fit_patches.py")
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     model = VQModel(CONFIG).to(args.device)
     images, _ = data.load("train", args.data)
     centroids = torch.load(args.patches, weights_only=True)
+    with torch.no_grad():
+        model.quantize.embedding.weight.copy_(lift(centroids))
 
     def compute_loss(step: int) -> tuple[Tensor, dict[str, float]]:
         indices = data.batch_indices(len(images), args.batch_size, step, args.seed)
         batch = data.to_float(images[indices]).to(args.device)
         codes = patches.assign(images[indices], centroids).to(args.device)
-        with torch.autocast(args.device, torch.bfloat16):
+        with torch.autocast(torch.device(args.device).type, torch.bfloat16):
             painting = F.l1_loss(model.decode(codes), batch)
-            similarity = model.latents(batch) @ model.quantize.normalised().T
-            naming = F.cross_entropy(SHARPNESS * similarity.flatten(0, 1), codes.flatten())
+            latents = model.latents(batch)
+        # Neighbouring centroids differ by less than bfloat16 can tell.
+        similarity = latents.float() @ model.quantize.normalised().T
+        naming = F.cross_entropy(SHARPNESS * similarity.flatten(0, 1), codes.flatten())
         agreement = (similarity.argmax(-1) == codes).float().mean().item()
         loss = painting + ENCODER_WEIGHT * naming
         return loss, {"l1": painting.item(), "agreement": agreement}
@@ -69,6 +73,14 @@ def main() -> None:
         error = F.l1_loss(average.decode(codes).clamp(-1, 1), batch)
     agreement = (codes == wanted).float().mean()
     print(f"test: agreement {agreement.item():.4f}, L1 (range 2) {error.item():.4f}")
+
+
+def lift(centroids: Tensor) -> Tensor:
+    """Place patch centroids on the unit sphere of the codebook, neighbours near each other."""
+    patch = centroids / 127.5 - 1
+    constant = torch.ones(len(patch), 1)  # keeps brightness, which normalising would lose
+    lifted = torch.cat([patch, constant], dim=1)
+    return F.normalize(F.pad(lifted, (0, CONFIG.codebook_dim - lifted.shape[1])), dim=-1)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""What both training scripts share: learning rate, weight averaging, checkpoints, the loop."""
+"""What the training scripts share: learning rate, weight averaging, checkpoints, the loop."""
 
 from __future__ import annotations
 
 import argparse
 import copy
+import io
 import json
 import math
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +15,8 @@ import torch
 from data import DEBIAN_FOLDER
 from torch import Tensor, nn
 from tqdm import tqdm
+
+from lpd_ext.files import write_atomically
 
 
 def parser(description: str, *, steps: int, batch_size: int, lr: float) -> argparse.ArgumentParser:
@@ -51,9 +53,9 @@ def average_weights(average: nn.Module, model: nn.Module, step: int) -> None:
 
 def save_atomically(state: object, path: Path) -> None:
     """Write a checkpoint so that a killed run leaves the old one or the new one, never half."""
-    partial = path.with_suffix(".partial")
-    torch.save(state, partial)
-    os.replace(partial, path)
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    write_atomically(path, buffer.getvalue())
 
 
 def train(
@@ -62,7 +64,6 @@ def train(
     args: argparse.Namespace,
     *,
     weight_decay: float = 0.0,
-    after_step: Callable[[int], None] | None = None,
 ) -> nn.Module:
     """Run or resume the training loop and return the averaged model.
 
@@ -76,8 +77,6 @@ def train(
         Options of `parser`; ``run/checkpoint.pt`` is resumed where it exists.
     weight_decay : float
         Of the matrices; vectors (norms, biases) have none.
-    after_step : Callable, optional
-        Called with the step after the weights moved.
     """
     args.run.mkdir(parents=True, exist_ok=True)
     checkpoint = args.run / "checkpoint.pt"
@@ -112,6 +111,8 @@ def train(
 
     bar = tqdm(range(first, args.steps), initial=first, total=args.steps, unit="step")
     with (args.run / "log.jsonl").open("a") as log:
+        options = {name: str(value) for name, value in vars(args).items()}
+        log.write(json.dumps({"first_step": first, "options": options}) + "\n")
         for step in bar:
             begin = time.monotonic()
             lr = learning_rate(step, args.steps, args.lr)
@@ -123,8 +124,6 @@ def train(
             norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             average_weights(average, model, step)
-            if after_step is not None:
-                after_step(step)
             seconds += time.monotonic() - begin
             figures = {"loss": loss.item(), "grad_norm": norm.item(), "lr": lr, **figures}
             bar.set_postfix({k: f"{v:.4g}" for k, v in figures.items() if k != "lr"})
@@ -137,6 +136,4 @@ def train(
 
 def write_json(value: object, path: Path) -> None:
     """Write a value as JSON, whole or not at all."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(value, indent=2) + "\n")
-    os.replace(partial, path)
+    write_atomically(path, (json.dumps(value, indent=2) + "\n").encode())

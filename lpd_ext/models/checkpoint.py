@@ -62,7 +62,9 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
             ) from error
     if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
         content = content["model"]
-    if not isinstance(content, Mapping) or not all(isinstance(v, Tensor) for v in content.values()):
+    if not isinstance(content, Mapping) or not all(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in content.items()
+    ):
         raise ValueError(
             f'checkpoint {path}: expected tensors by name, at the top or under "model", '
             f"got {type(content).__name__}"

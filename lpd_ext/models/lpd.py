@@ -7,7 +7,8 @@ Source: arXiv 2507.01957, ``models/lpd.py`` of mit-han-lab/lpd@f447b83.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import operator
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import TypeAlias
@@ -46,6 +47,8 @@ class LPDConfig:
     ------
     ValueError
         If a size is not positive or `dim` is no multiple of `num_heads`.
+    TypeError
+        If a size is no int, or `grid` is no tuple.
     """
 
     grid: tuple[int, int] = (16, 16)
@@ -57,10 +60,13 @@ class LPDConfig:
     mlp_ratio: int = 4
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "grid", tuple(self.grid))  # JSON gives a list
-        sizes = (*self.grid, self.dim, self.depth, self.num_heads, self.vocab_size)
-        if len(self.grid) != 2 or min(*sizes, self.num_classes, self.mlp_ratio) < 1:
-            raise ValueError(f"LPDConfig: expected two grid sides and positive sizes, got {self}")
+        if isinstance(self.grid, list):  # as JSON gives it
+            object.__setattr__(self, "grid", tuple(self.grid))
+        if not isinstance(self.grid, tuple):
+            raise TypeError(f"LPDConfig: `grid`: expected (height, width), got {self.grid!r}")
+        if len(self.grid) != 2:
+            raise ValueError(f"LPDConfig: `grid`: expected (height, width), got {self.grid}")
+        check_sizes("LPDConfig", vars(self))
         if self.dim % self.num_heads:
             raise ValueError(
                 f"LPDConfig: `dim`: expected a multiple of num_heads={self.num_heads}, "
@@ -93,6 +99,16 @@ class LPDConfig:
         return _PUBLISHED[name]
 
 
+def check_sizes(owner: str, sizes: Mapping[str, int | tuple[int, ...]]) -> None:
+    """Raise TypeError or ValueError unless all sizes are ints of at least 1."""
+    for name, size in sizes.items():
+        for value in size if isinstance(size, tuple) else (size,):
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise TypeError(f"{owner}: `{name}`: expected ints, got {size!r}")
+            if value < 1:
+                raise ValueError(f"{owner}: `{name}`: expected at least 1, got {size}")
+
+
 _L = LPDConfig()
 _XL = replace(_L, dim=1280, depth=36, num_heads=20)
 _XXL = replace(_L, dim=1536, depth=48, num_heads=24)
@@ -115,8 +131,8 @@ class LPD(nn.Module):
 
     Notes
     -----
-    ``model.to(torch.bfloat16)`` turns weights and matrix products to bfloat16; LayerNorm, the
-    residual stream and the logits stay float32.
+    ``model.to(torch.bfloat16)`` turns weights and matrix products, the head's included, to
+    bfloat16; LayerNorm and the residual stream stay float32, and logits are widened to it.
 
     Examples
     --------
@@ -211,7 +227,9 @@ class LPD(nn.Module):
         Raises
         ------
         ValueError
-            If a shape does not fit or `group_sizes` do not sum to seq_len.
+            If a shape or a value does not fit or `group_sizes` do not sum to seq_len.
+        TypeError
+            If an argument holds no int64 numbers.
 
         Notes
         -----
@@ -219,12 +237,18 @@ class LPD(nn.Module):
         Source: "Training" of arXiv 2507.01957.
         """
         seq_len = self.config.seq_len
-        sizes = [int(size) for size in group_sizes]
+        try:
+            sizes = [operator.index(size) for size in group_sizes]
+        except TypeError:
+            raise TypeError(
+                f"training_loss: `group_sizes`: expected a sequence of ints, got {group_sizes!r}"
+            ) from None
         if not sizes or min(sizes) < 1 or sum(sizes) != seq_len:
             raise ValueError(
                 f"training_loss: `group_sizes`: expected positive sizes that sum to {seq_len}, "
                 f"got {sizes}"
             )
+        _check_int64(tokens=tokens, class_labels=class_labels, order=order)
         if tokens.dim() != 2 or tokens.shape[1] != seq_len or tokens.shape != order.shape:
             raise ValueError(
                 f"training_loss: `tokens` and `order`: expected [batch, {seq_len}], "
@@ -234,6 +258,12 @@ class LPD(nn.Module):
             raise ValueError(
                 f"training_loss: `class_labels`: expected [{tokens.shape[0]}], "
                 f"got {tuple(class_labels.shape)}"
+            )
+        _check_range("tokens", tokens, 0, self.config.vocab_size)
+        _check_range("class_labels", class_labels, UNCONDITIONAL, self.config.num_classes)
+        if bool((order.sort(1).values != torch.arange(seq_len, device=order.device)).any()):
+            raise ValueError(
+                f"training_loss: `order`: expected a permutation of 0..{seq_len - 1} an image"
             )
         targets = tokens.gather(1, order)
         num_context = 1 + seq_len - sizes[-1]
@@ -270,6 +300,23 @@ class LPD(nn.Module):
     def _embed(self, x: Tensor, position_embedding: Tensor) -> Tensor:
         x = _at_least_float32(x) + _at_least_float32(position_embedding)
         return self.z_proj_ln(x)  # type: ignore[no-any-return]
+
+
+def _check_int64(**arguments: Tensor) -> None:
+    for name, value in arguments.items():
+        got = value.dtype if isinstance(value, Tensor) else type(value).__name__
+        if got != torch.int64:
+            raise TypeError(f"training_loss: `{name}`: expected an int64 tensor, got {got}")
+
+
+def _check_range(name: str, ids: Tensor, low: int, high: int) -> None:
+    if ids.numel() == 0:
+        raise ValueError(f"training_loss: `{name}`: expected at least one image, got none")
+    least, most = (int(bound) for bound in ids.aminmax())
+    if least < low or most >= high:
+        raise ValueError(
+            f"training_loss: `{name}`: expected values in [{low}, {high}), got [{least}, {most}]"
+        )
 
 
 def training_mask(group_sizes: Sequence[int], device: torch.device | None = None) -> Tensor:

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lpd_ext.models.lpd import check_sizes
+
 _NORM_EPS = 1e-6
 _PUBLISHED_BUT_IGNORED = "codebook_used"  # a training-time usage window, no weight
 
@@ -41,6 +43,13 @@ class VQConfig:
         Number of codes and their dimension.
     norm_groups : int
         Groups of every GroupNorm.
+
+    Raises
+    ------
+    ValueError
+        If a size is not positive or `channels` is no multiple of `norm_groups`.
+    TypeError
+        If a size is no int, or `channel_mult` is no tuple.
     """
 
     in_channels: int = 3
@@ -53,7 +62,11 @@ class VQConfig:
     norm_groups: int = 32
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "channel_mult", tuple(self.channel_mult))  # JSON gives a list
+        if isinstance(self.channel_mult, list):  # as JSON gives it
+            object.__setattr__(self, "channel_mult", tuple(self.channel_mult))
+        if not isinstance(self.channel_mult, tuple):
+            raise TypeError(f"VQConfig: `channel_mult`: expected ints, got {self.channel_mult!r}")
+        check_sizes("VQConfig", vars(self))
         if not self.channel_mult or self.channels % self.norm_groups:
             raise ValueError(
                 "VQConfig: expected at least one level and `channels` divisible by `norm_groups`, "

@@ -7,6 +7,9 @@ import torch
 from torch import Tensor
 
 
+_MAX_CELLS = 2**31 - 1  # positions are 32-bit in the kernels
+
+
 def fail(error: type[Exception], op: str, argument: str, expected: str, got: object) -> NoReturn:
     """Raise ``error`` in the form all ops share."""
     raise error(f"{op}: argument `{argument}`: expected {expected}, got {got}")
@@ -77,6 +80,8 @@ def check_order_arguments(
         fail(ValueError, op, "grid", "(height, width)", f"{len(grid)} numbers")
     for size in grid:
         check_int(op, "grid", size, 1)
+    if grid[0] * grid[1] > _MAX_CELLS:
+        fail(ValueError, op, "grid", "fewer than 2^31 cells", f"{grid[0]} x {grid[1]}")
     if known is None:
         return 0
     names = "[batch, height * width]"

@@ -48,7 +48,8 @@ def group_attention(
     k_cache, v_cache : Tensor
         ``[batch, num_heads, max_kv_len, head_dim]``, dtype and device of ``qkv``, head_dim
         contiguous. Written in place at ``[cache_len, cache_len + context_len)``; nothing from
-        ``cache_len`` on is read.
+        ``cache_len`` on is read. The memory ranges of the three tensors must not overlap, not even
+        interleaved.
     cache_len : int
         Keys in the caches before this step.
     context_len : int
@@ -64,7 +65,8 @@ def group_attention(
     Raises
     ------
     ValueError
-        A wrong shape, stride or device, a cache too small, ``context_len`` over ``q_len``.
+        A wrong shape, stride or device, tensors that overlap, a cache too small, ``context_len``
+        over ``q_len``.
     TypeError
         A wrong dtype or type.
     NotImplementedError
@@ -98,6 +100,7 @@ def group_attention(
         check_shape(_OP, name, cache, (batch, num_heads, k_cache.shape[2], head_dim), _CACHE)
         check_device(_OP, name, cache, qkv.device)
         _check_cache_strides(name, cache)
+    _check_overlap(qkv, k_cache, v_cache)
     check_int(_OP, "cache_len", cache_len, 0)
     check_int(_OP, "context_len", context_len, 0)
     if context_len > q_len:
@@ -127,6 +130,27 @@ def _check_cache_strides(name: str, cache: Tensor) -> None:
     for size, stride in zip(cache.shape, cache.stride(), strict=True):
         if size > 1 and stride == 0:
             fail(ValueError, _OP, name, "no expanded dimension", f"strides {cache.stride()}")
+
+
+def _check_overlap(qkv: Tensor, k_cache: Tensor, v_cache: Tensor) -> None:
+    tensors = {"qkv": qkv, "k_cache": k_cache, "v_cache": v_cache}
+    # Traced and fake tensors have no address.
+    if torch.compiler.is_compiling() or any(type(x) is not Tensor for x in tensors.values()):
+        return
+    ranges = {name: _data_range(tensor) for name, tensor in tensors.items()}
+    for one, other in (("k_cache", "qkv"), ("v_cache", "qkv"), ("v_cache", "k_cache")):
+        begin = max(ranges[one][0], ranges[other][0])
+        if begin < min(ranges[one][1], ranges[other][1]):
+            fail(ValueError, _OP, one, f"memory apart from {other}", "an overlap")
+
+
+def _data_range(tensor: Tensor) -> tuple[int, int]:
+    """Addresses from the first byte to behind the last one."""
+    begin = tensor.data_ptr()
+    if tensor.numel() == 0:
+        return begin, begin
+    last = sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return begin, begin + (last + 1) * tensor.element_size()
 
 
 @torch.library.register_fake("lpd_ext::group_attention")

@@ -39,7 +39,7 @@ def group_order(
     seeds : Tensor
         ``[batch]``, int64, CPU, any stride. The order of an image depends on its seed alone.
     grid : tuple of int
-        Height and width.
+        Height and width, fewer than 2^31 cells.
     group_sizes : sequence of int
         Positions per group, each at least 1; they sum to the positions that are not known.
     proximity_threshold : float

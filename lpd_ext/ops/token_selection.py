@@ -52,16 +52,18 @@ def token_selection(
         At least 0 and finite; a tensor is ``[batch]``, float32.
     top_k : int or Tensor
         Number of values to keep, equal ones together; 0 or ``vocab_size`` and more keep all. A
-        tensor is ``[batch]``, int64.
+        tensor is ``[batch]``, int64; a negative value in it keeps all.
     top_p : float or Tensor
-        In [0, 1], 1 keeps all, 0 the largest value; a tensor is ``[batch]``, float32.
+        In [0, 1], 1 keeps all, 0 the largest value; a tensor is ``[batch]``, float32; a value
+        above 1 in it keeps all.
 
     Returns
     -------
     Tensor
         ``[batch, group_size]``, int64: token ids. -1 for a row without a distribution: a NaN or
-        +inf logit (in either half, or after guidance), nothing but -inf, or a ``uniform`` or a
-        parameter tensor's value that is NaN or out of range. Other rows are unharmed.
+        +inf logit (in either half, or after guidance), nothing but -inf, a ``uniform`` that is NaN
+        or outside [0, 1), or, in a tensor, a temperature that is NaN, negative or infinite or a
+        top_p that is NaN or negative. Other rows are unharmed.
 
     Raises
     ------

@@ -16,7 +16,7 @@ struct GroupOrderParams {
 
   const int64_t* seeds;        // [batch]
   const int64_t* group_sizes;  // [num_groups], each >= 1; sums to the positions that are not known
-  const bool* known;           // [batch, height * width], or null: none is known
+  const uint8_t* known;        // [batch, height * width], not 0: known; or null: none is
   int64_t* order;              // [batch, height * width], contiguous: raster positions
 
   int64_t seeds_stride;

@@ -6,8 +6,9 @@
 
 namespace lpd {
 
-// What a draw is for; the third counter word, so that no two uses share a block.
-enum class PhiloxStream : uint32_t { kOrder = 0, kUniform = 1 };
+// What a draw is for; the third counter word, so that no two uses share a block. Stream 1, the
+// uniform numbers of token_selection, is drawn in lpd_ext/philox.py.
+enum class PhiloxStream : uint32_t { kOrder = 0 };
 
 struct PhiloxBlock {
   uint32_t word[4];

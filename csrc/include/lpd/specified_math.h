@@ -11,15 +11,10 @@
 #include <cstdint>
 #include <limits>
 
+#include "lpd/inline.h"
+
 #if defined(__FAST_MATH__)
 #error "lpd/specified_math.h: -ffast-math changes specified results"
-#endif
-
-#if defined(__CUDACC__)
-#define LPD_HD __host__ __device__ __forceinline__
-#else
-// Always inlined, so that a caller compiled for a wider instruction set gets these for it too.
-#define LPD_HD __attribute__((always_inline)) inline
 #endif
 
 namespace lpd {
@@ -29,7 +24,7 @@ constexpr float kLog2E = 0x1.715476p+0f;
 // A mass counts units of 2^-kMassBits of the mass of the row's maximum.
 constexpr int kMassBits = 40;
 
-LPD_HD uint32_t float_bits(float value) {
+LPD_INLINE uint32_t float_bits(float value) {
 #if defined(__CUDA_ARCH__)
   return __float_as_uint(value);
 #else
@@ -37,7 +32,7 @@ LPD_HD uint32_t float_bits(float value) {
 #endif
 }
 
-LPD_HD float float_of_bits(uint32_t bits) {
+LPD_INLINE float float_of_bits(uint32_t bits) {
 #if defined(__CUDA_ARCH__)
   return __uint_as_float(bits);
 #else
@@ -47,11 +42,11 @@ LPD_HD float float_of_bits(uint32_t bits) {
 
 // Classifier-free guidance. A token masked in the conditional half stays masked, whatever the
 // unconditional half holds (-inf in both would give NaN).
-LPD_HD float guided_logit(float cond, float uncond, float cfg_scale) {
+LPD_INLINE float guided_logit(float cond, float uncond, float cfg_scale) {
   return cond == -kInfinity ? cond : fmaf(cfg_scale, cond - uncond, uncond);
 }
 
-LPD_HD float inverse_temperature(float temperature) {
+LPD_INLINE float inverse_temperature(float temperature) {
 #if defined(__CUDA_ARCH__)
   return __frcp_rn(temperature);
 #else
@@ -60,17 +55,17 @@ LPD_HD float inverse_temperature(float temperature) {
 }
 
 // The rounded product, as an fma: a bare one could be fused with the subtraction in `mass`.
-LPD_HD float scaled_logit(float logit, float inverse_temperature) {
+LPD_INLINE float scaled_logit(float logit, float inverse_temperature) {
   return fmaf(logit, inverse_temperature, 0.0f);
 }
 
 // An integer in the order of the values; -0 and +0 share one. Not for NaN.
-LPD_HD uint32_t ordered_key(float value) {
+LPD_INLINE uint32_t ordered_key(float value) {
   const uint32_t bits = value == 0.0f ? 0u : float_bits(value);
   return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
 }
 
-LPD_HD float value_of_key(uint32_t key) {
+LPD_INLINE float value_of_key(uint32_t key) {
   return float_of_bits(key & 0x80000000u ? key & 0x7fffffffu : ~key);
 }
 
@@ -81,7 +76,7 @@ LPD_HD float value_of_key(uint32_t key) {
 // at most 0.96 ulp from 2^(difference * kLog2E), 4.6e-7 relative from e^difference (kLog2E is
 // rounded). Monotone but for steps back of one ulp (1.5e-4 of the neighbours); nothing relies on
 // that, since tokens are ordered by value.
-LPD_HD float exp2_poly(float difference, int bias) {
+LPD_INLINE float exp2_poly(float difference, int bias) {
   constexpr float kShift = 0x1.8p+23f;  // adding it rounds to an integer, found in the low bits
   const float shifted = fmaf(difference, kLog2E, kShift);
   const float f = fmaf(difference, kLog2E, -(shifted - kShift));
@@ -98,7 +93,7 @@ LPD_HD float exp2_poly(float difference, int bias) {
 
 // round(2^40 * e^(value - maximum)), ties to even. 2^40 for the maximum itself; 0 from 2^-41 of it
 // on, so also for -inf. `maximum` is finite, value <= maximum.
-LPD_HD uint64_t mass(float value, float maximum) {
+LPD_INLINE uint64_t mass(float value, float maximum) {
   constexpr float kNegligible = -29.0f;  // e^-29 < 2^-41: rounds to 0, and bounds exp2_poly
   const float difference = value - maximum;
   const float scaled = exp2_poly(difference > kNegligible ? difference : kNegligible, kMassBits);
@@ -112,17 +107,17 @@ LPD_HD uint64_t mass(float value, float maximum) {
 }
 
 // A value stays under top-p while the mass strictly above it is within this limit.
-LPD_HD double top_p_limit(float top_p, uint64_t total) {
+LPD_INLINE double top_p_limit(float top_p, uint64_t total) {
   return static_cast<double>(top_p) * static_cast<double>(total);
 }
 
-LPD_HD bool within_top_p(uint64_t mass_above, double limit) {
+LPD_INLINE bool within_top_p(uint64_t mass_above, double limit) {
   return static_cast<double>(mass_above) <= limit;
 }
 
 // The drawn token is the first whose inclusive cumulative mass exceeds this. 0 <= uniform < 1 and
 // total > 0.
-LPD_HD uint64_t draw_target(double uniform, uint64_t total) {
+LPD_INLINE uint64_t draw_target(double uniform, uint64_t total) {
   const uint64_t target = static_cast<uint64_t>(uniform * static_cast<double>(total));
   return target < total ? target : total - 1;
 }

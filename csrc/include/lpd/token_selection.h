@@ -5,15 +5,15 @@
 #include <cstddef>
 #include <cstdint>
 
-namespace lpd {
+#include "lpd/dtype.h"
 
-enum class LogitsDtype { kFloat32, kBFloat16, kFloat16 };
+namespace lpd {
 
 struct TokenSelectionParams {
   int64_t batch;
   int64_t group_size;
   int64_t vocab_size;  // 1 .. 2^22, so that 2^40 a token sums up inside uint64
-  LogitsDtype dtype;
+  Dtype dtype;
 
   const void* logits;         // [batch, group_size, vocab_size], vocabulary contiguous
   const void* uncond_logits;  // likewise and with the strides of logits, or null: no guidance

@@ -1,0 +1,28 @@
+"""Every example in a docstring runs, and every public operation has one."""
+
+import doctest
+import importlib
+import pkgutil
+
+import pytest
+
+import lpd_ext
+
+MODULES = [
+    module.name
+    for module in pkgutil.walk_packages(lpd_ext.__path__, "lpd_ext.")
+    if not module.name.endswith(("._C", "._host"))
+]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples_run(name):
+    result = doctest.testmod(importlib.import_module(name))
+    assert result.failed == 0
+
+
+@pytest.mark.parametrize(
+    "name", ["decode", "group_attention", "group_order", "token_selection", "LPD", "LPDPipeline"]
+)
+def test_public_operations_show_an_example(name):
+    assert ">>> " in getattr(lpd_ext, name).__doc__

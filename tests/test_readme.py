@@ -1,0 +1,51 @@
+"""What the README promises works as written."""
+
+import ast
+import importlib
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from lpd_ext.cli import main
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+def test_ten_lines_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    exec(compile(BLOCKS[0], "README.md", "exec"), {})
+    assert (tmp_path / "bag.png").stat().st_size > 100
+    assert len(BLOCKS[0].strip().splitlines()) <= 10
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_imported_names_exist(block):
+    for node in ast.walk(ast.parse(block)):
+        if isinstance(node, ast.ImportFrom):
+            module = importlib.import_module(node.module)
+            assert all(hasattr(module, alias.name) for alias in node.names)
+
+
+def test_make_targets_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    targets = re.findall(r"^    make (\w+)", README, re.MULTILINE)
+    assert targets == ["image", "test"]
+    assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets)
+
+
+def test_command_lines_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    commands = re.findall(r"`lpd-ext ([^`]+)`", README)
+    assert len(commands) >= 2
+    for command in commands:
+        assert main(shlex.split(command)) == 0, capsys.readouterr().err
+    assert (tmp_path / "steps.gif").exists()
+
+
+def test_links_lead_somewhere():
+    for target in re.findall(r"\]\((?!https?:)([^)]+)\)", README):
+        assert (ROOT / target).exists(), target
