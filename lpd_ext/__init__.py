@@ -3,8 +3,9 @@
 from lpd_ext._binary import VERSION
 from lpd_ext.decode import decode
 from lpd_ext.info import info
-from lpd_ext.models.lpd import LPD, LPDConfig
-from lpd_ext.models.vq import VQConfig, VQModel
+from lpd_ext.models.config import LPDConfig, VQConfig
+from lpd_ext.models.lpd import LPD
+from lpd_ext.models.vq import VQModel
 from lpd_ext.ops import group_attention, group_order, token_selection
 from lpd_ext.orders import halton_order, random_order, raster_order
 from lpd_ext.pipeline import LPDPipeline

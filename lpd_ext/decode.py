@@ -157,7 +157,7 @@ def decode(
     ValueError
         An argument's shape, device or value does not fit; the message names it.
     TypeError
-        An argument's dtype does not fit.
+        An argument's type or dtype does not fit.
     InvalidLogitsError
         The model gave logits that are no numbers. Other images of the batch are not harmed, but
         no tokens are returned.
@@ -239,18 +239,21 @@ def decode(
 class _Cache:
     """Static K/V of all layers; beyond `length` nothing is ever read."""
 
-    keys: Tensor  # [depth, batch, num_heads, max_kv_len, head_dim]
-    values: Tensor  # the same
+    keys: list[Tensor]  # a layer: [batch, num_heads, max_kv_len, head_dim]
+    values: list[Tensor]  # the same
     length: int = 0
 
     @staticmethod
     def empty(model: LPD, batch: int, max_kv_len: int) -> _Cache:
         c = model.config
-        shape = (c.depth, batch, c.num_heads, max_kv_len, c.head_dim)
-        keys, values = (
-            torch.empty(shape, dtype=model.dtype, device=model.device) for _ in range(2)
-        )
-        return _Cache(keys, values)
+        shape = (batch, c.num_heads, max_kv_len, c.head_dim)
+
+        def layers() -> list[Tensor]:
+            return [
+                torch.empty(shape, dtype=model.dtype, device=model.device) for _ in range(c.depth)
+            ]
+
+        return _Cache(layers(), layers())
 
     def attend(self, kernels: Kernels, context_len: int) -> Callable[[int, Tensor], Tensor]:
         cache_len = self.length

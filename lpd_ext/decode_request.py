@@ -17,7 +17,7 @@ CFG_SCHEDULES = ("linear", "constant")
 """How guidance runs over the tokens of an image; see `decode`."""
 
 _MAX_FLOAT32 = torch.finfo(torch.float32).max
-PER_IMAGE: dict[str, tuple[torch.dtype, float, float, str]] = {
+RANGES: dict[str, tuple[torch.dtype, float, float, str]] = {
     "cfg_scale": (torch.float32, -_MAX_FLOAT32, _MAX_FLOAT32, "a finite number"),
     "temperature": (torch.float32, 0, _MAX_FLOAT32, "a finite number of at least 0"),
     "top_k": (torch.int64, 0, 2**63 - 1, "an integer of at least 0"),
@@ -155,7 +155,7 @@ def _guidance(
 
 
 def _check_per_image(model: LPD, name: str, value: Any, batch: int) -> None:
-    dtype, least, most, wanted = PER_IMAGE[name]
+    dtype, least, most, wanted = RANGES[name]
     if isinstance(value, Tensor):
         _check_tensor(model, name, value, dtype, "[batch]", (batch,))
         if not bool(((value >= least) & (value <= most)).all()):

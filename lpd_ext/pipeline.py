@@ -84,7 +84,7 @@ class LPDPipeline:
     Examples
     --------
     >>> from lpd_ext import LPD, LPDConfig, VQModel
-    >>> from lpd_ext.models.vq import VQConfig
+    >>> from lpd_ext.models.config import VQConfig
     >>> config = LPDConfig(grid=(4, 4), dim=64, depth=1, num_heads=2, vocab_size=8, num_classes=3)
     >>> vq = VQModel(VQConfig(channels=32, channel_mult=(1, 1), codebook_size=8))
     >>> output = LPDPipeline(LPD(config), vq)(class_labels=[2, 0], num_steps=4, seed=7)

@@ -9,8 +9,7 @@ from typing import Any, TypeAlias
 
 from torch import Tensor
 
-from lpd_ext.decode_request import CFG_SCHEDULES
-from lpd_ext.decode_request import PER_IMAGE as RANGES
+from lpd_ext.decode_request import CFG_SCHEDULES, RANGES
 from lpd_ext.ops.checks import check_int, fail
 from lpd_ext.orders import ORDERS
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
+INF, NAN = float("inf"), float("nan")
 HALF_AND_FLOAT = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -62,3 +63,28 @@ GRIDS = [
     # A group that is the whole image.
     (1, 1),
 ]
+
+# Rows of token_selection without a distribution.
+BAD_ROWS = {  # what row 1 of 3 gets: {(half, token): logit}, or {an argument: its value}
+    "cond NaN": {(0, 5): NAN},
+    "cond -NaN": {(0, 5): -NAN},
+    "cond +inf": {(0, 5): INF},
+    "cond +inf, scale negative": {(0, 5): INF, "cfg_scale": -1.0},  # guided to -inf
+    "all -inf": {(0, ...): -INF},
+    "uncond NaN": {(1, 5): NAN},
+    "uncond NaN under a mask": {(0, 5): -INF, (1, 5): NAN},
+    "uncond +inf": {(1, 5): INF},
+    "uncond +inf under a mask": {(0, 5): -INF, (1, 5): INF},
+    "uncond -inf": {(1, 5): -INF},  # masked in this half only: no guided value
+    "guided overflow": {(0, 5): 3e38},
+    "uniform NaN": {"uniform": NAN},
+    "uniform 1": {"uniform": 1.0},
+    "uniform negative": {"uniform": -1e-9},
+    "cfg_scale NaN": {"cfg_scale": NAN},
+    "cfg_scale inf": {"cfg_scale": INF},
+    "temperature NaN": {"temperature": NAN},
+    "temperature negative": {"temperature": -1.0},
+    "temperature inf": {"temperature": INF},
+    "top_p NaN": {"top_p": NAN},
+    "top_p negative": {"top_p": -0.1},
+}

@@ -17,8 +17,9 @@ from lpd_ext.models.checkpoint import (
     resize_pos_embed,
     save_weights,
 )
-from lpd_ext.models.lpd import LPD, LPDConfig
-from lpd_ext.models.vq import VQConfig, VQModel
+from lpd_ext.models.config import LPDConfig, VQConfig
+from lpd_ext.models.lpd import LPD
+from lpd_ext.models.vq import VQModel
 
 CONFIG = LPDConfig(
     grid=(4, 4), dim=32, depth=1, num_heads=1, vocab_size=7, num_classes=3, mlp_ratio=2
@@ -154,8 +155,14 @@ class TestDamagedFiles:
 
     @pytest.mark.parametrize(
         "content",
-        [[torch.zeros(1)], {"weight": torch.zeros(1), "epoch": 3}, 7, {"model": [1]}],
-        ids=["list", "number among tensors", "number", "model is a list"],
+        [
+            [torch.zeros(1)],
+            {"weight": torch.zeros(1), "epoch": 3},
+            7,
+            {"model": [1]},
+            {0: torch.zeros(1)},
+        ],
+        ids=["list", "number among tensors", "number", "model is a list", "a number as name"],
     )
     def test_something_else_inside(self, tmp_path, content):
         torch.save(content, tmp_path / "a.pth")
@@ -200,7 +207,9 @@ class TestConfigurationInTheFile:
         with pytest.raises(ValueError, match="holds no VQConfig"):
             load_vq(tmp_path / "lpd.safetensors")
 
-    @pytest.mark.parametrize("config", ["{", "[]", "7", '{"dim": -1}', '{"width": 3}'])
+    @pytest.mark.parametrize(
+        "config", ["{", "[]", "7", '{"dim": -1}', '{"dim": 64.0}', '{"grid": 4}', '{"width": 3}']
+    )
     def test_damaged(self, model, tmp_path, config):
         save_file(model.state_dict(), tmp_path / "a.safetensors", metadata={"config": config})
         with pytest.raises(ValueError, match="holds no LPDConfig"):

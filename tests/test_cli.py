@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import subprocess
 import sys
 
@@ -291,6 +292,39 @@ class TestRefusals:
         assert generate() == 1
         assert capsys.readouterr().err == "lpd-ext: error: [Errno 28] No space left on device\n"
         assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.parametrize("before", ["nothing", "old files"])
+    @pytest.mark.parametrize(
+        ("options", "names"),
+        [
+            (["--separate", "-o", "out"], ["out/T-shirt-0.png", "out/ankle-boot-1.png"]),
+            (["--gif", "steps.gif"], ["lpd.png", "steps.gif"]),
+        ],
+        ids=["separate", "gif"],
+    )
+    def test_a_disk_full_halfway_leaves_what_was_there(
+        self, generate, tmp_path, monkeypatch, options, names, before
+    ):
+        if before == "old files":
+            (tmp_path / names[0]).parent.mkdir(exist_ok=True)
+            for name in names:
+                (tmp_path / name).write_text("old")
+        calls, replace = [], os.replace
+
+        def full(source, target):
+            calls.append(target)
+            if len(calls) == 2:
+                raise OSError(28, "No space left on device")
+            replace(source, target)
+
+        monkeypatch.setattr("lpd_ext.files.os.replace", full)
+        assert generate("--steps", 1, *options) == 1
+        if before == "nothing":
+            assert list(tmp_path.iterdir()) == []
+        else:
+            found = {path for path in tmp_path.rglob("*") if path.is_file()}
+            assert found == {tmp_path / name for name in names}
+            assert all(path.read_text() == "old" for path in found)
 
     def test_a_damaged_model(self, folder, tmp_path, monkeypatch, capsys):
         monkeypatch.chdir(tmp_path)

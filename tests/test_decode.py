@@ -157,6 +157,17 @@ def test_more_groups_than_a_published_schedule(model):
     assert decode(model, **r).shape == (4, 16)
 
 
+def test_no_position_known_is_as_none_given(model):
+    known = torch.full((4, 16), -1)
+    assert torch.equal(decode(model, **request(known_tokens=known)), decode(model, **request()))
+
+
+@pytest.mark.parametrize("kind", [np.array, torch.tensor, tuple], ids=["array", "tensor", "tuple"])
+def test_group_sizes_of_any_integers(model, kind):
+    sizes = request(group_sizes=kind(SIZES))
+    assert torch.equal(decode(model, **sizes), decode(model, **request()))
+
+
 @KERNELS
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_narrow_dtypes_stay_near_float32(model, dtype, kernels):
@@ -187,41 +198,66 @@ def test_invalid_logits_name_image_and_step_once(model):
 NOT_A_PERMUTATION = torch.arange(16).repeat(4, 1).index_fill(1, torch.tensor([3]), 2)
 
 
+@KERNELS
 @pytest.mark.parametrize(
     ("change", "error", "match"),
     [
+        ({"class_labels": [0, 1, 2, 0]}, TypeError, "class_labels.*list"),
+        ({"class_labels": torch.zeros(4, 1).long()}, ValueError, r"class_labels.*\[batch\]"),
         ({"class_labels": torch.tensor([0, 1, 2, 3])}, ValueError, "class_labels.*3"),
         ({"class_labels": torch.tensor([0, 1, 2, -2])}, ValueError, "class_labels"),
         ({"class_labels": torch.tensor([0, 1, 2, 0], dtype=torch.int32)}, TypeError, "class_lab"),
         ({"class_labels": torch.empty(0, dtype=torch.int64)}, ValueError, "at least one image"),
-        ({"class_labels": torch.tensor(0)}, ValueError, "class_labels"),
+        ({"class_labels": torch.tensor(0)}, ValueError, r"class_labels.*expected \[batch\]"),
         ({"group_sizes": [1, 3, 5]}, ValueError, "sum to 16"),
         ({"group_sizes": [17, -1]}, ValueError, "group_sizes"),
         ({"group_sizes": []}, ValueError, "group_sizes"),
+        ({"group_sizes": [1, 3, 5, 7.5]}, TypeError, "group_sizes.*ints"),
+        ({"group_sizes": 16}, TypeError, "group_sizes.*ints"),
+        ({"order": torch.arange(16).repeat(4, 1).tolist()}, TypeError, "order.*list"),
         ({"order": NOT_A_PERMUTATION}, ValueError, "order.*permutation"),
         ({"order": torch.arange(16)[None]}, ValueError, "order"),
         ({"order": torch.arange(16).repeat(4, 1).float()}, TypeError, "order"),
         ({"order": torch.zeros(4, 16, dtype=torch.int64, device="meta")}, ValueError, "device"),
         ({"uniform": None}, ValueError, "uniform"),
+        ({"uniform": [[0.5] * 16] * 4}, TypeError, "uniform.*list"),
         ({"uniform": torch.rand(4, 16)}, TypeError, "uniform"),
         ({"uniform": torch.ones(4, 16, dtype=torch.float64)}, ValueError, r"\[0, 1\)"),
         ({"uniform": torch.zeros(4, 15, dtype=torch.float64)}, ValueError, "uniform"),
         ({"cfg_schedule": "cosine"}, ValueError, "cfg_schedule.*cosine"),
         ({"cfg_scale": float("nan")}, ValueError, "cfg_scale"),
         ({"cfg_scale": torch.ones(3)}, ValueError, "cfg_scale"),
+        ({"cfg_scale": "4"}, TypeError, "cfg_scale"),
+        ({"cfg_scale": 1e39}, ValueError, "cfg_scale"),  # infinite in float32
+        ({"cfg_scale": torch.tensor([1.0, 1.0, 1.0, float("inf")])}, ValueError, "cfg_scale"),
         ({"temperature": -1.0}, ValueError, "temperature"),
+        ({"temperature": float("nan")}, ValueError, "temperature"),
+        ({"temperature": float("inf")}, ValueError, "temperature"),
+        ({"temperature": None}, TypeError, "temperature"),
         ({"temperature": torch.ones(3)}, ValueError, "temperature"),
+        ({"temperature": torch.ones(4).double()}, TypeError, "temperature"),
+        ({"temperature": torch.ones(4, device="meta")}, ValueError, "temperature.*device"),
+        ({"temperature": torch.tensor([1, 1, 1, -1.0])}, ValueError, "temperature"),
+        ({"temperature": torch.tensor([1, 1, 1, float("nan")])}, ValueError, "temperature"),
         ({"top_k": -1}, ValueError, "top_k"),
+        ({"top_k": 2**63}, ValueError, "top_k"),
+        ({"top_k": 2.0}, TypeError, "top_k"),
+        ({"top_k": torch.tensor([1, 1, 1, -1])}, ValueError, "top_k"),
+        ({"top_k": torch.ones(4)}, TypeError, "top_k"),
         ({"top_p": 1.5}, ValueError, "top_p"),
+        ({"top_p": float("nan")}, ValueError, "top_p"),
+        ({"top_p": torch.tensor([1, 1, 1, 1.5])}, ValueError, "top_p"),
+        ({"top_p": torch.ones(1)}, ValueError, "top_p"),
+        ({"forced_tokens": [[0] * 16] * 4}, TypeError, "forced_tokens"),
         ({"forced_tokens": torch.full((4, 16), 19)}, ValueError, "forced_tokens"),
         ({"known_tokens": torch.zeros(4, 16, dtype=torch.int64)}, ValueError, "unknown"),
         ({"known_tokens": torch.eye(4, 16).long() - 1}, ValueError, "order.*known"),
         ({"known_tokens": torch.ones(4, 16).tril().long() - 1}, ValueError, "same number"),
     ],
 )
-def test_bad_input_is_refused(model, change, error, match):
-    with pytest.raises(error, match=match):
-        decode(model, **request(**change))
+def test_bad_input_is_refused(model, change, error, match, kernels):
+    with pytest.raises(error, match=f"^decode: argument .*{match}"):
+        decode(model, **request(**change), kernels=kernels)
 
 
 def test_guidance_counts_known_positions(model):

@@ -279,7 +279,7 @@ def test_compiled(device):
             torch.testing.assert_close(v_other, v_cache, rtol=0, atol=0, equal_nan=True)
 
 
-def test_scale_reaches_a_compiled_caller(device):
+def test_compiled_inside_a_layer(device):
     # Used inside a larger compiled function, behind a linear layer, as a model does.
     weight = torch.randn(3 * 64, 64, device=device)
 
@@ -287,8 +287,9 @@ def test_scale_reaches_a_compiled_caller(device):
         qkv = F.linear(x, weight).unflatten(2, (3, 2, 32))
         return group_attention(qkv, k_cache, v_cache, 4, 1) + x
 
-    x, caches = torch.randn(2, 3, 64, device=device), torch.randn(2, 2, 2, 8, 32, device=device)
-    other = caches.clone()
+    x = torch.randn(2, 3, 64, device=device)
+    caches = [torch.randn(2, 2, 8, 32, device=device) for _ in range(2)]
+    other = [cache.clone() for cache in caches]
     expected = layer(x, *caches)
     out = torch.compile(layer, fullgraph=True)(x, *other)
     torch.testing.assert_close(out, expected)
@@ -385,7 +386,7 @@ def test_bad_input(device, build, error, message):
 
 def overlapping():
     buffer = torch.zeros(2, 3, 2, 16, 32)
-    qkv = torch.zeros(3, 6, 3, 2, 32)
+    qkv = torch.zeros(3, 4, 3, 2, 32)  # smaller than a cache
     flat, size = buffer.flatten(), buffer[0].numel()
     shifted = flat[size - 1 : 2 * size - 1].view(buffer[0].shape)
     return [

@@ -127,31 +127,57 @@ def test_norm_weights_survive_the_way_to_bfloat16_and_back(tiny):
 
 
 @pytest.mark.parametrize(
-    ("change", "match"),
+    ("change", "error", "match"),
     [
-        ({"sizes": [4, 4]}, "group_sizes.*sum to 12"),
-        ({"sizes": [12, 0]}, "group_sizes"),
-        ({"tokens": torch.zeros(2, 11, dtype=torch.int64)}, "tokens"),
-        ({"labels": torch.zeros(3, dtype=torch.int64)}, "class_labels"),
+        ({"sizes": [4, 4]}, ValueError, "group_sizes.*sum to 12"),
+        ({"sizes": [12, 0]}, ValueError, "group_sizes"),
+        ({"sizes": [4.5, 7.5]}, TypeError, "group_sizes"),
+        ({"tokens": torch.zeros(2, 11, dtype=torch.int64)}, ValueError, "tokens"),
+        ({"tokens": torch.full((2, 12), 11)}, ValueError, r"tokens.*\[0, 11\)"),
+        ({"tokens": torch.full((2, 12), -1)}, ValueError, "tokens"),
+        ({"tokens": torch.zeros(2, 12, dtype=torch.int32)}, TypeError, "tokens.*int32"),
+        ({"tokens": [[0] * 12] * 2}, TypeError, "tokens.*list"),
+        ({"tokens": torch.zeros(0, 12).long(), "labels": torch.zeros(0).long(),
+          "order": torch.zeros(0, 12).long()}, ValueError, "at least one image"),
+        ({"labels": torch.zeros(3, dtype=torch.int64)}, ValueError, "class_labels"),
+        ({"labels": torch.tensor([0, 3])}, ValueError, r"class_labels.*\[-1, 3\)"),
+        ({"labels": torch.tensor([0, -2])}, ValueError, "class_labels"),
+        ({"labels": torch.zeros(2)}, TypeError, "class_labels.*float32"),
+        ({"order": torch.zeros(2, 12, dtype=torch.int64)}, ValueError, "order.*permutation"),
+        ({"order": TINY_ORDER + 1}, ValueError, "order.*permutation"),
+        ({"order": TINY_ORDER.int()}, TypeError, "order.*int32"),
     ],
-)
-def test_training_loss_refuses(tiny, change, match):
+)  # fmt: skip
+def test_training_loss_refuses(tiny, change, error, match):
     good = {
         "tokens": torch.zeros(2, 12, dtype=torch.int64),
         "labels": torch.zeros(2, dtype=torch.int64),
         "sizes": [4, 8],
+        "order": TINY_ORDER,
     }
     bad = {**good, **change}
-    with pytest.raises(ValueError, match=match):
-        tiny.training_loss(bad["tokens"], bad["labels"], bad["sizes"], TINY_ORDER)
+    with pytest.raises(error, match=match):
+        tiny.training_loss(bad["tokens"], bad["labels"], bad["sizes"], bad["order"])
 
 
 @pytest.mark.parametrize(
-    "change",
-    [{"dim": 33, "num_heads": 2}, {"depth": 0}, {"grid": (0, 4)}, {"num_classes": 0}],
+    ("change", "error"),
+    [
+        ({"dim": 33, "num_heads": 2}, ValueError),
+        ({"depth": 0}, ValueError),
+        ({"grid": (0, 4)}, ValueError),
+        ({"grid": (4,)}, ValueError),
+        ({"num_classes": 0}, ValueError),
+        ({"dim": 64.0}, TypeError),
+        ({"depth": True}, TypeError),
+        ({"grid": 16}, TypeError),
+        ({"grid": (4.0, 4)}, TypeError),
+        ({"vocab_size": "8"}, TypeError),
+    ],
+    ids=str,
 )
-def test_config_refuses(change):
-    with pytest.raises(ValueError, match="LPDConfig"):
+def test_config_refuses(change, error):
+    with pytest.raises(error, match=rf"LPDConfig: `{next(iter(change))}`"):
         LPDConfig(**change)
 
 

@@ -7,13 +7,12 @@ import itertools
 
 import pytest
 import torch
+from cases import BAD_ROWS, INF, NAN
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lpd_ext.ops import reference
 from lpd_ext.ops.token_selection import token_selection
-
-INF, NAN = float("inf"), float("nan")
 
 
 def rng(seed=0):
@@ -68,29 +67,6 @@ def test_masked_tokens_are_never_drawn(device):
     assert not ((ids % 3 == 0) | (ids % 6 == 1)).any()
 
 
-BAD_ROWS = {  # what row 1 of 3 gets: {(half, token): logit}, or {an argument: its value}
-    "cond NaN": {(0, 5): NAN},
-    "cond -NaN": {(0, 5): -NAN},
-    "cond +inf": {(0, 5): INF},
-    "cond +inf, scale negative": {(0, 5): INF, "cfg_scale": -1.0},  # guided to -inf
-    "all -inf": {(0, ...): -INF},
-    "uncond NaN": {(1, 5): NAN},
-    "uncond NaN under a mask": {(0, 5): -INF, (1, 5): NAN},
-    "uncond +inf": {(1, 5): INF},
-    "uncond +inf under a mask": {(0, 5): -INF, (1, 5): INF},
-    "uncond -inf": {(1, 5): -INF},  # masked in this half only: no guided value
-    "guided overflow": {(0, 5): 3e38},
-    "uniform NaN": {"uniform": NAN},
-    "uniform 1": {"uniform": 1.0},
-    "uniform negative": {"uniform": -1e-9},
-    "cfg_scale NaN": {"cfg_scale": NAN},
-    "cfg_scale inf": {"cfg_scale": INF},
-    "temperature NaN": {"temperature": NAN},
-    "temperature negative": {"temperature": -1.0},
-    "temperature inf": {"temperature": INF},
-    "top_p NaN": {"top_p": NAN},
-    "top_p negative": {"top_p": -0.1},
-}
 GUIDED_ONLY = ("uncond", "guided", "cfg_scale", "cond +inf, scale negative")
 
 

@@ -8,7 +8,7 @@ import torch
 from golden_weights import golden_state_dict
 
 from lpd_ext import VQModel
-from lpd_ext.models.vq import VQConfig
+from lpd_ext.models.config import VQConfig
 
 TINY = VQConfig(
     in_channels=1, channels=8, channel_mult=(1, 2), num_res_blocks=1, z_channels=8,
@@ -106,3 +106,23 @@ def test_bad_input_is_refused(tiny, call, error, match):
 def test_config_needs_whole_norm_groups():
     with pytest.raises(ValueError, match="norm_groups"):
         VQConfig(channels=20, norm_groups=8)
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"channels": 0}, ValueError),
+        ({"codebook_size": 0}, ValueError),
+        ({"num_res_blocks": 0}, ValueError),
+        ({"channel_mult": (1, 0)}, ValueError),
+        ({"channel_mult": ()}, ValueError),
+        ({"channel_mult": 2}, TypeError),
+        ({"channel_mult": (1, 1.5)}, TypeError),
+        ({"channels": 128.0}, TypeError),
+        ({"codebook_dim": None}, TypeError),
+    ],
+    ids=str,
+)
+def test_config_refuses(change, error):
+    with pytest.raises(error, match=f"VQConfig: .*{next(iter(change))}"):
+        VQConfig(**change)

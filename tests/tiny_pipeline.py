@@ -2,8 +2,9 @@
 
 import torch
 
-from lpd_ext.models.lpd import LPD, LPDConfig
-from lpd_ext.models.vq import VQConfig, VQModel
+from lpd_ext.models.config import LPDConfig, VQConfig
+from lpd_ext.models.lpd import LPD
+from lpd_ext.models.vq import VQModel
 from lpd_ext.pipeline import LPDPipeline
 from lpd_ext.settings import GenerationSettings
 

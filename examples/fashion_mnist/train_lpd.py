@@ -20,7 +20,8 @@ from torch.nn import functional as F
 
 from lpd_ext import group_order, group_sizes
 from lpd_ext.models.checkpoint import save_weights
-from lpd_ext.models.lpd import LPD, UNCONDITIONAL, LPDConfig
+from lpd_ext.models.config import LPDConfig
+from lpd_ext.models.lpd import LPD, UNCONDITIONAL
 
 CONFIG = LPDConfig(
     grid=(16, 16), dim=128, depth=6, num_heads=2, vocab_size=COUNT, num_classes=10, mlp_ratio=4

@@ -20,7 +20,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lpd_ext.models.checkpoint import save_weights
-from lpd_ext.models.vq import VQConfig, VQModel
+from lpd_ext.models.config import VQConfig
+from lpd_ext.models.vq import VQModel
 
 CONFIG = VQConfig(
     in_channels=1,

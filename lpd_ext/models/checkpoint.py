@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lpd_ext.files import write_atomically
-from lpd_ext.models.lpd import LPD, LPDConfig
-from lpd_ext.models.vq import VQConfig, VQModel
+from lpd_ext.models.config import LPDConfig, VQConfig
+from lpd_ext.models.lpd import LPD
+from lpd_ext.models.vq import VQModel
 
 Model = TypeVar("Model", LPD, VQModel)
 

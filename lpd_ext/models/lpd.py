@@ -8,14 +8,15 @@ Source: arXiv 2507.01957, ``models/lpd.py`` of mit-han-lab/lpd@f447b83.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from lpd_ext.models.config import LPDConfig
 
 Attend: TypeAlias = Callable[[int, Tensor], Tensor]
 """Attention of one layer: (layer index, packed ``[batch, q_len, 3, num_heads, head_dim]``) ->
@@ -26,99 +27,6 @@ UNCONDITIONAL = -1
 
 _NORM_EPS = 1e-6
 _NARROW = (torch.bfloat16, torch.float16)
-
-
-@dataclass(frozen=True)
-class LPDConfig:
-    """Shape of an LPD transformer.
-
-    Parameters
-    ----------
-    grid : tuple[int, int]
-        Height and width in tokens.
-    dim, depth, num_heads : int
-        Width, number of blocks, heads a block; ``head_dim = dim // num_heads``.
-    vocab_size, num_classes : int
-        Tokens of the tokenizer, classes of the condition.
-    mlp_ratio : int
-        Width of the MLP in units of `dim`.
-
-    Raises
-    ------
-    ValueError
-        If a size is not positive or `dim` is no multiple of `num_heads`.
-    TypeError
-        If a size is no int, or `grid` is no tuple.
-    """
-
-    grid: tuple[int, int] = (16, 16)
-    dim: int = 1024
-    depth: int = 24
-    num_heads: int = 16
-    vocab_size: int = 16384
-    num_classes: int = 1000
-    mlp_ratio: int = 4
-
-    def __post_init__(self) -> None:
-        if isinstance(self.grid, list):  # as JSON gives it
-            object.__setattr__(self, "grid", tuple(self.grid))
-        if not isinstance(self.grid, tuple):
-            raise TypeError(f"LPDConfig: `grid`: expected (height, width), got {self.grid!r}")
-        if len(self.grid) != 2:
-            raise ValueError(f"LPDConfig: `grid`: expected (height, width), got {self.grid}")
-        check_sizes("LPDConfig", vars(self))
-        if self.dim % self.num_heads:
-            raise ValueError(
-                f"LPDConfig: `dim`: expected a multiple of num_heads={self.num_heads}, "
-                f"got {self.dim}"
-            )
-
-    @property
-    def seq_len(self) -> int:
-        """Tokens an image."""
-        return self.grid[0] * self.grid[1]
-
-    @property
-    def head_dim(self) -> int:
-        """Width of a head."""
-        return self.dim // self.num_heads
-
-    @staticmethod
-    def named(name: str) -> LPDConfig:
-        """Return a published configuration: ``lpd-{l,xl,xxl}-256`` or ``lpd-{l,xl}-512``.
-
-        Raises
-        ------
-        ValueError
-            If there is no configuration of that name; the message lists those there are.
-        """
-        if name not in _PUBLISHED:
-            raise ValueError(
-                f"LPDConfig.named: `name`: expected one of {', '.join(_PUBLISHED)}, got {name!r}"
-            )
-        return _PUBLISHED[name]
-
-
-def check_sizes(owner: str, sizes: Mapping[str, int | tuple[int, ...]]) -> None:
-    """Raise TypeError or ValueError unless all sizes are ints of at least 1."""
-    for name, size in sizes.items():
-        for value in size if isinstance(size, tuple) else (size,):
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise TypeError(f"{owner}: `{name}`: expected ints, got {size!r}")
-            if value < 1:
-                raise ValueError(f"{owner}: `{name}`: expected at least 1, got {size}")
-
-
-_L = LPDConfig()
-_XL = replace(_L, dim=1280, depth=36, num_heads=20)
-_XXL = replace(_L, dim=1536, depth=48, num_heads=24)
-_PUBLISHED = {
-    "lpd-l-256": _L,
-    "lpd-xl-256": _XL,
-    "lpd-xxl-256": _XXL,
-    "lpd-l-512": replace(_L, grid=(32, 32)),
-    "lpd-xl-512": replace(_XL, grid=(32, 32)),
-}
 
 
 class LPD(nn.Module):

@@ -9,7 +9,6 @@ mit-han-lab/lpd@f447b83.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from math import isqrt
 from typing import Any
 
@@ -17,67 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lpd_ext.models.lpd import check_sizes
+from lpd_ext.models.config import VQConfig
 
 _NORM_EPS = 1e-6
 _PUBLISHED_BUT_IGNORED = "codebook_used"  # a training-time usage window, no weight
-
-
-@dataclass(frozen=True)
-class VQConfig:
-    """Shape of a tokenizer; the defaults are the published VQ-16.
-
-    Parameters
-    ----------
-    in_channels : int
-        Image channels (3 for RGB, 1 for grey).
-    channels : int
-        Width of the first level; a multiple of `norm_groups`.
-    channel_mult : tuple[int, ...]
-        Width of each level in units of `channels`; the stride is ``2 ** (levels - 1)``.
-    num_res_blocks : int
-        Residual blocks a level (the decoder has one more).
-    z_channels : int
-        Channels between the convolutions and the codebook projections.
-    codebook_size, codebook_dim : int
-        Number of codes and their dimension.
-    norm_groups : int
-        Groups of every GroupNorm.
-
-    Raises
-    ------
-    ValueError
-        If a size is not positive or `channels` is no multiple of `norm_groups`.
-    TypeError
-        If a size is no int, or `channel_mult` is no tuple.
-    """
-
-    in_channels: int = 3
-    channels: int = 128
-    channel_mult: tuple[int, ...] = (1, 1, 2, 2, 4)
-    num_res_blocks: int = 2
-    z_channels: int = 256
-    codebook_size: int = 16384
-    codebook_dim: int = 8
-    norm_groups: int = 32
-
-    def __post_init__(self) -> None:
-        if isinstance(self.channel_mult, list):  # as JSON gives it
-            object.__setattr__(self, "channel_mult", tuple(self.channel_mult))
-        if not isinstance(self.channel_mult, tuple):
-            raise TypeError(f"VQConfig: `channel_mult`: expected ints, got {self.channel_mult!r}")
-        check_sizes("VQConfig", vars(self))
-        if not self.channel_mult or self.channels % self.norm_groups:
-            raise ValueError(
-                "VQConfig: expected at least one level and `channels` divisible by `norm_groups`, "
-                f"got channel_mult={self.channel_mult}, channels={self.channels}, "
-                f"norm_groups={self.norm_groups}"
-            )
-
-    @property
-    def stride(self) -> int:
-        """Image pixels a token spans in each direction."""
-        return int(2 ** (len(self.channel_mult) - 1))
 
 
 class VQModel(nn.Module):

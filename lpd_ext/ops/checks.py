@@ -6,7 +6,6 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
-
 _MAX_CELLS = 2**31 - 1  # positions are 32-bit in the kernels
 
 

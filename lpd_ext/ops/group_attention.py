@@ -75,7 +75,8 @@ def group_attention(
     Notes
     -----
     Sums are float32. An image's bits depend neither on the rest of the batch nor on the number of
-    threads. Position queries leave nothing in the caches.
+    threads. Position queries leave nothing in the caches. Compiled with torch 2.11, give each cache
+    a storage of its own: its Inductor reads mutated views at an offset wrongly (2.13 does not).
 
     Source: arXiv 2507.01957, parallel decoding with position query tokens; the mask as in
     mit-han-lab/lpd@f447b83.
