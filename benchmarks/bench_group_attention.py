@@ -36,6 +36,7 @@ def test_group_attention(benchmark, case, kernel):
     )
     caches = torch.randn(2, BATCH, HEADS, MAX_KV_LEN, HEAD_DIM, generator=generator).to(dtype)
     expected = sdpa_dense_mask(qkv.double(), *caches.double(), cache_len, context_len)
+    allowed = 2 * (sdpa_dense_mask(qkv, *caches, cache_len, context_len) - expected).abs().max()
     out = kernel(qkv, *caches, cache_len, context_len)
-    assert (out.double() - expected).abs().max() < 4 * torch.finfo(dtype).eps
+    assert (out.double() - expected).abs().max() <= allowed + 1e-5
     benchmark(kernel, qkv, *caches, cache_len, context_len)
