@@ -3,6 +3,7 @@
 import gzip
 import importlib
 import json
+import re
 import struct
 import sys
 from argparse import Namespace
@@ -154,3 +155,21 @@ class TestEvaluation:
         real = torch.cat([torch.randn(50, 2), torch.randn(50, 2) + 100])
         assert recall(real, real) == 1
         assert recall(real, real[:50]) == pytest.approx(0.5)
+
+
+COMMANDS = re.findall(r"^    python (\w+)\.py (.+)$", (EXAMPLE / "README.md").read_text(), re.M)
+
+
+@pytest.mark.parametrize(("script", "options"), COMMANDS, ids=[script for script, _ in COMMANDS])
+def test_recipe_names_scripts_and_options_there_are(script, options, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [script, "--help"])
+    with pytest.raises(SystemExit, match="0"):
+        load(script).main()
+    known = capsys.readouterr().out
+    assert all(option in known for option in re.findall(r"--[\w-]+", options))
+
+
+def test_recipe_is_whole():
+    assert [script for script, _ in COMMANDS] == [
+        "fit_patches", "train_tokenizer", "train_lpd", "package", "classifier", "evaluate",
+    ]  # fmt: skip

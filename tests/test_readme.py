@@ -7,7 +7,9 @@ import shlex
 from pathlib import Path
 
 import pytest
+import torch
 
+from lpd_ext import LPD, LPDConfig
 from lpd_ext.cli import main
 
 ROOT = Path(__file__).parent.parent
@@ -20,6 +22,17 @@ def test_ten_lines_run(tmp_path, monkeypatch):
     exec(compile(BLOCKS[0], "README.md", "exec"), {})
     assert (tmp_path / "bag.png").stat().st_size > 100
     assert len(BLOCKS[0].strip().splitlines()) <= 10
+
+
+def test_loop_runs(tmp_path, monkeypatch):
+    # With a small model in place of the 337 M parameters the text names.
+    monkeypatch.chdir(tmp_path)
+    small = LPDConfig(dim=32, depth=1, num_heads=1, vocab_size=64)
+    monkeypatch.setattr(LPDConfig, "named", staticmethod({"lpd-l-256": small}.__getitem__))
+    torch.save({"model": LPD(small).state_dict()}, "lpd_l_256.pth")
+    names = {}
+    exec(compile(BLOCKS[1], "README.md", "exec"), names)
+    assert names["tokens"].shape == (2, 256)
 
 
 @pytest.mark.parametrize("block", BLOCKS)
