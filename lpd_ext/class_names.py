@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TypeAlias
 
+from lpd_ext.checks import fail
 from lpd_ext.models.lpd import UNCONDITIONAL
-from lpd_ext.ops.checks import fail
 
 ClassLabel: TypeAlias = int | str | None
 """A class by number or name; -1, None and "unconditional" ask for an image of no given class."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,8 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lpd_ext.checks import (
+    check_device,
+    check_float,
+    check_int,
+    check_permutations,
+    check_range,
+    check_shape,
+    check_tensor,
+    checked_group_sizes,
+    fail,
+)
 from lpd_ext.models.lpd import LPD, UNCONDITIONAL
-from lpd_ext.ops.checks import check_device, check_float, check_int, check_shape, check_tensor, fail
 
 CFG_SCHEDULES = ("linear", "constant")
 """How guidance runs over the tokens of an image; see `decode`."""
@@ -62,15 +71,9 @@ def check_request(
     check_tensor(_OP, "class_labels", class_labels, (torch.int64,), "[batch]", 1)
     check_device(_OP, "class_labels", class_labels, model.device)
     batch = len(class_labels)
-    if batch == 0:
-        fail(ValueError, _OP, "class_labels", "at least one image", "none")
-    _check_range("class_labels", class_labels, UNCONDITIONAL, c.num_classes)
+    check_range(_OP, "class_labels", class_labels, UNCONDITIONAL, c.num_classes)
     _check_tensor(model, "order", order, torch.int64, "[batch, seq_len]", (batch, c.seq_len))
-    raster = torch.arange(c.seq_len, device=order.device)
-    no_permutation = (order.sort(1).values != raster).any(1).nonzero()
-    if len(no_permutation):
-        wanted = f"a permutation of 0..{c.seq_len - 1} an image"
-        fail(ValueError, _OP, "order", wanted, f"none in image {int(no_permutation[0])}")
+    check_permutations(_OP, "order", order)
     num_known = 0
     if known_tokens is not None:
         num_known = _count_known(model, known_tokens, order)
@@ -78,12 +81,12 @@ def check_request(
     if forced_tokens is not None:
         shape = (batch, c.seq_len)
         _check_tensor(model, "forced_tokens", forced_tokens, torch.int64, "[batch, seq_len]", shape)
-        _check_range("forced_tokens", forced_tokens, 0, c.vocab_size)
+        check_range(_OP, "forced_tokens", forced_tokens, 0, c.vocab_size)
     _check_per_image(model, "temperature", temperature, batch)
     _check_per_image(model, "top_k", top_k, batch)
     _check_per_image(model, "top_p", top_p, batch)
     return DecodeRequest(
-        group_sizes=_checked_sizes(group_sizes, num_generated),
+        group_sizes=checked_group_sizes(_OP, group_sizes, num_generated),
         num_known=num_known,
         uniform=_checked_uniform(model, uniform, temperature, (batch, num_generated)),
         cfg_scale=_guidance(model, cfg_scale, cfg_schedule, batch),
@@ -94,7 +97,7 @@ def _count_known(model: LPD, known_tokens: Tensor, order: Tensor) -> int:
     c = model.config
     shape = tuple(order.shape)
     _check_tensor(model, "known_tokens", known_tokens, torch.int64, "[batch, seq_len]", shape)
-    _check_range("known_tokens", known_tokens, -1, c.vocab_size)
+    check_range(_OP, "known_tokens", known_tokens, -1, c.vocab_size)
     known = known_tokens >= 0
     counts = known.sum(1)
     num_known = int(counts[0])
@@ -105,17 +108,6 @@ def _count_known(model: LPD, known_tokens: Tensor, order: Tensor) -> int:
         wanted = f"the {num_known} known positions of `known_tokens` first"
         fail(ValueError, _OP, "order", wanted, "another position among them")
     return num_known
-
-
-def _checked_sizes(group_sizes: Sequence[int], num_generated: int) -> list[int]:
-    try:
-        sizes = [operator.index(size) for size in group_sizes]
-    except TypeError:
-        fail(TypeError, _OP, "group_sizes", "a sequence of ints", repr(group_sizes))
-    if not sizes or min(sizes) < 1 or sum(sizes) != num_generated:
-        wanted = f"positive sizes that sum to {num_generated}"
-        fail(ValueError, _OP, "group_sizes", wanted, f"{sizes} (sum {sum(sizes)})")
-    return sizes
 
 
 def _checked_uniform(
@@ -175,9 +167,3 @@ def _check_tensor(
     check_tensor(_OP, name, tensor, (dtype,), names, len(shape))
     check_shape(_OP, name, tensor, shape, names)
     check_device(_OP, name, tensor, model.device)
-
-
-def _check_range(name: str, tensor: Tensor, low: int, high: int) -> None:
-    least, most = int(tensor.min()), int(tensor.max())
-    if not (low <= least and most < high):
-        fail(ValueError, _OP, name, f"values in [{low}, {high})", f"[{least}, {most}]")

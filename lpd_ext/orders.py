@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lpd_ext import philox
-from lpd_ext.ops.checks import check_order_arguments
+from lpd_ext.checks import check_order_arguments
 from lpd_ext.ops.group_order import group_order
 
 

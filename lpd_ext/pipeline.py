@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from lpd_ext import philox
+from lpd_ext.checks import check_int, fail
 from lpd_ext.class_names import ClassLabel, ClassNames
 from lpd_ext.decode import InvalidLogitsError, Progress, decode
 from lpd_ext.files import write_atomically
@@ -21,7 +22,6 @@ from lpd_ext.kernels import OPS, Kernels
 from lpd_ext.models.checkpoint import load_lpd, load_vq, save_weights
 from lpd_ext.models.lpd import LPD
 from lpd_ext.models.vq import VQModel
-from lpd_ext.ops.checks import check_int, fail
 from lpd_ext.orders import ORDERS
 from lpd_ext.render import to_images
 from lpd_ext.schedule import group_sizes

@@ -1,6 +1,7 @@
 """How many positions each step of a generation decodes."""
 
 from lpd_ext import _binary
+from lpd_ext.checks import check_int, fail
 
 _MAX_SEQ_LEN = 2**31 - 1  # the largest grid of the orders
 
@@ -42,17 +43,10 @@ def group_sizes(seq_len: int, num_steps: int) -> list[int]:
     >>> group_sizes(256, 8)
     [1, 15, 24, 32, 40, 45, 49, 50]
     """
-    for name, value in (("seq_len", seq_len), ("num_steps", num_steps)):
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise TypeError(
-                f"group_sizes: argument `{name}`: expected an int, got {type(value).__name__}"
-            )
-    if not 1 <= seq_len <= _MAX_SEQ_LEN:
-        raise ValueError(
-            f"group_sizes: argument `seq_len`: expected 1 to {_MAX_SEQ_LEN}, got {seq_len}"
-        )
-    if not 1 <= num_steps <= seq_len:
-        raise ValueError(
-            f"group_sizes: argument `num_steps`: expected 1 to seq_len = {seq_len}, got {num_steps}"
-        )
+    check_int("group_sizes", "seq_len", seq_len, 1)
+    check_int("group_sizes", "num_steps", num_steps, 1)
+    if seq_len > _MAX_SEQ_LEN:
+        fail(ValueError, "group_sizes", "seq_len", f"1 to {_MAX_SEQ_LEN}", seq_len)
+    if num_steps > seq_len:
+        fail(ValueError, "group_sizes", "num_steps", f"1 to seq_len = {seq_len}", num_steps)
     return _binary.host.group_sizes(seq_len, num_steps)

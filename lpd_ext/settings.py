@@ -9,8 +9,8 @@ from typing import Any, TypeAlias
 
 from torch import Tensor
 
+from lpd_ext.checks import check_int, fail
 from lpd_ext.decode_request import CFG_SCHEDULES, RANGES
-from lpd_ext.ops.checks import check_int, fail
 from lpd_ext.orders import ORDERS
 
 Numbers: TypeAlias = float | tuple[float, ...]

@@ -38,16 +38,17 @@ WORDS = {
 # Python room -> modules of this package it may import.
 IMPORTS = {
     "lpd_ext/ops/reference.py": ["lpd_ext.philox"],
-    "lpd_ext/ops": ["lpd_ext._binary", "lpd_ext.ops.checks"],
-    "lpd_ext/models": ["lpd_ext.models", "lpd_ext.files"],
+    "lpd_ext/ops": ["lpd_ext._binary", "lpd_ext.checks"],
+    "lpd_ext/checks.py": [],
+    "lpd_ext/models": ["lpd_ext.models", "lpd_ext.checks", "lpd_ext.files"],
     "lpd_ext/kernels.py": ["lpd_ext.ops"],
-    "lpd_ext/orders.py": ["lpd_ext.ops", "lpd_ext.philox"],
+    "lpd_ext/orders.py": ["lpd_ext.ops", "lpd_ext.checks", "lpd_ext.philox"],
     "lpd_ext/philox.py": [],
     "lpd_ext/files.py": [],
     "lpd_ext/render.py": [],
-    "lpd_ext/class_names.py": ["lpd_ext.models", "lpd_ext.ops.checks"],
-    "lpd_ext/settings.py": ["lpd_ext.ops.checks", "lpd_ext.orders", "lpd_ext.decode_request"],
-    "lpd_ext/decode_request.py": ["lpd_ext.models", "lpd_ext.ops.checks"],
+    "lpd_ext/class_names.py": ["lpd_ext.models", "lpd_ext.checks"],
+    "lpd_ext/settings.py": ["lpd_ext.checks", "lpd_ext.orders", "lpd_ext.decode_request"],
+    "lpd_ext/decode_request.py": ["lpd_ext.models", "lpd_ext.checks"],
     "lpd_ext/decode.py": ["lpd_ext.models", "lpd_ext.kernels", "lpd_ext.decode_request"],
 }
 ANYTHING_OF_THE_PACKAGE = {"lpd_ext/__init__.py", "lpd_ext/ops/__init__.py"}

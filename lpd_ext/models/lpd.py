@@ -7,7 +7,6 @@ Source: arXiv 2507.01957, ``models/lpd.py`` of mit-han-lab/lpd@f447b83.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import TypeAlias
@@ -16,6 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lpd_ext.checks import (
+    check_permutations,
+    check_range,
+    check_shape,
+    check_tensor,
+    checked_group_sizes,
+)
 from lpd_ext.models.config import LPDConfig
 
 Attend: TypeAlias = Callable[[int, Tensor], Tensor]
@@ -145,34 +151,18 @@ class LPD(nn.Module):
         Source: "Training" of arXiv 2507.01957.
         """
         seq_len = self.config.seq_len
-        try:
-            sizes = [operator.index(size) for size in group_sizes]
-        except TypeError:
-            raise TypeError(
-                f"training_loss: `group_sizes`: expected a sequence of ints, got {group_sizes!r}"
-            ) from None
-        if not sizes or min(sizes) < 1 or sum(sizes) != seq_len:
-            raise ValueError(
-                f"training_loss: `group_sizes`: expected positive sizes that sum to {seq_len}, "
-                f"got {sizes}"
-            )
-        _check_int64(tokens=tokens, class_labels=class_labels, order=order)
-        if tokens.dim() != 2 or tokens.shape[1] != seq_len or tokens.shape != order.shape:
-            raise ValueError(
-                f"training_loss: `tokens` and `order`: expected [batch, {seq_len}], "
-                f"got {tuple(tokens.shape)} and {tuple(order.shape)}"
-            )
-        if class_labels.shape != tokens.shape[:1]:
-            raise ValueError(
-                f"training_loss: `class_labels`: expected [{tokens.shape[0]}], "
-                f"got {tuple(class_labels.shape)}"
-            )
-        _check_range("tokens", tokens, 0, self.config.vocab_size)
-        _check_range("class_labels", class_labels, UNCONDITIONAL, self.config.num_classes)
-        if bool((order.sort(1).values != torch.arange(seq_len, device=order.device)).any()):
-            raise ValueError(
-                f"training_loss: `order`: expected a permutation of 0..{seq_len - 1} an image"
-            )
+        op = "LPD.training_loss"
+        sizes = checked_group_sizes(op, group_sizes, seq_len)
+        names, ints = "[batch, seq_len]", (torch.int64,)
+        check_tensor(op, "tokens", tokens, ints, names, 2)
+        check_shape(op, "tokens", tokens, (tokens.shape[0], seq_len), names)
+        check_range(op, "tokens", tokens, 0, self.config.vocab_size)
+        check_tensor(op, "class_labels", class_labels, ints, "[batch]", 1)
+        check_shape(op, "class_labels", class_labels, tokens.shape[:1], "[batch]")
+        check_range(op, "class_labels", class_labels, UNCONDITIONAL, self.config.num_classes)
+        check_tensor(op, "order", order, ints, names, 2)
+        check_shape(op, "order", order, tokens.shape, names)
+        check_permutations(op, "order", order)
         targets = tokens.gather(1, order)
         num_context = 1 + seq_len - sizes[-1]
         fed = num_context - 1
@@ -208,23 +198,6 @@ class LPD(nn.Module):
     def _embed(self, x: Tensor, position_embedding: Tensor) -> Tensor:
         x = _at_least_float32(x) + _at_least_float32(position_embedding)
         return self.z_proj_ln(x)  # type: ignore[no-any-return]
-
-
-def _check_int64(**arguments: Tensor) -> None:
-    for name, value in arguments.items():
-        got = value.dtype if isinstance(value, Tensor) else type(value).__name__
-        if got != torch.int64:
-            raise TypeError(f"training_loss: `{name}`: expected an int64 tensor, got {got}")
-
-
-def _check_range(name: str, ids: Tensor, low: int, high: int) -> None:
-    if ids.numel() == 0:
-        raise ValueError(f"training_loss: `{name}`: expected at least one image, got none")
-    least, most = (int(bound) for bound in ids.aminmax())
-    if least < low or most >= high:
-        raise ValueError(
-            f"training_loss: `{name}`: expected values in [{low}, {high}), got [{least}, {most}]"
-        )
 
 
 def training_mask(group_sizes: Sequence[int], device: torch.device | None = None) -> Tensor:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lpd_ext.ops.checks import (
+from lpd_ext.checks import (
     check_device_type,
     check_float,
     check_int,

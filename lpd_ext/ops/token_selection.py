@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from lpd_ext.ops.checks import (
+from lpd_ext.checks import (
     check_device,
     check_device_type,
     check_float,

@@ -1,5 +1,6 @@
-"""Argument checks shared by the ops: op, argument, wanted and got in every message."""
+"""Argument checks of all rooms: function, argument, wanted and got in every message."""
 
+import operator
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -10,7 +11,7 @@ _MAX_CELLS = 2**31 - 1  # positions are 32-bit in the kernels
 
 
 def fail(error: type[Exception], op: str, argument: str, expected: str, got: object) -> NoReturn:
-    """Raise ``error`` in the form all ops share."""
+    """Raise ``error`` in the form all functions share."""
     raise error(f"{op}: argument `{argument}`: expected {expected}, got {got}")
 
 
@@ -42,6 +43,37 @@ def check_device(op: str, argument: str, value: Tensor, device: torch.device) ->
     """Demand the device of the first argument."""
     if value.device != device:
         fail(ValueError, op, argument, f"device {device}", value.device)
+
+
+def check_range(op: str, argument: str, value: Tensor, low: int, high: int) -> None:
+    """Demand integers in ``[low, high)``, at least one of them."""
+    if value.numel() == 0:
+        fail(ValueError, op, argument, "at least one image", "none")
+    least, most = (int(bound) for bound in value.aminmax())
+    if least < low or most >= high:
+        fail(ValueError, op, argument, f"values in [{low}, {high})", f"[{least}, {most}]")
+
+
+def check_permutations(op: str, argument: str, value: Tensor) -> None:
+    """Demand that every row ``[seq_len]`` holds each of its positions once."""
+    seq_len = value.shape[1]
+    raster = torch.arange(seq_len, device=value.device)
+    wrong = (value.sort(1).values != raster).any(1).nonzero()
+    if len(wrong):
+        wanted = f"a permutation of 0..{seq_len - 1} an image"
+        fail(ValueError, op, argument, wanted, f"none in image {int(wrong[0])}")
+
+
+def checked_group_sizes(op: str, group_sizes: Sequence[int], total: int) -> list[int]:
+    """Return the sizes as Python ints; they are positive and sum to ``total``."""
+    try:
+        sizes = [operator.index(size) for size in group_sizes]
+    except TypeError:
+        fail(TypeError, op, "group_sizes", "a sequence of ints", repr(group_sizes))
+    if not sizes or min(sizes) < 1 or sum(sizes) != total:
+        wanted = f"positive sizes that sum to {total}"
+        fail(ValueError, op, "group_sizes", wanted, f"{sizes} (sum {sum(sizes)})")
+    return sizes
 
 
 def check_device_type(op: str, argument: str, value: Tensor, supported: Sequence[str]) -> None:
