@@ -17,7 +17,7 @@ lint: $(VENV)/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	git ls-files 'csrc/*.h' 'csrc/*.cpp' | xargs $(BIN)/clang-format --dry-run --Werror
+	git ls-files 'csrc/*.h' 'csrc/*.inl' 'csrc/*.cpp' | xargs $(BIN)/clang-format --dry-run --Werror
 
 bench: $(VENV)/dev
 	mkdir -p out

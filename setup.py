@@ -52,7 +52,7 @@ def cuda_wanted() -> bool:
 
 
 # Besides the sources: what a leftover build/ must be older than to be taken.
-DEPENDS = [*glob("csrc/**/*.h"), "setup.py", "lpd_ext/_binary.py"]
+DEPENDS = [*glob("csrc/**/*.h", "csrc/**/*.inl"), "setup.py", "lpd_ext/_binary.py"]
 VERSION = project_version()
 CUDA = cuda_wanted()
 # Multiplications and additions stay as written (no contraction): results are specified bit for bit.
@@ -67,6 +67,7 @@ CXX_FLAGS = [
     "-Wall",
     "-Wextra",
     "-Wno-unused-parameter",  # torch headers
+    "-Wno-uninitialized",  # AVX-512 intrinsics of GCC 12
 ]
 
 

@@ -24,13 +24,18 @@ class HostModule(Protocol):
         """Schedule of ``num_steps`` groups; throws ValueError where there is none."""
 
 
-def load_ops(folder: Path = _FOLDER) -> None:
+def load_ops(folder: Path = _FOLDER) -> ctypes.CDLL:
     """Register the operators of ``_C`` in ``torch.ops.lpd_ext``.
 
     Parameters
     ----------
     folder : Path
         Where the binary lies.
+
+    Returns
+    -------
+    ctypes.CDLL
+        The binary, for what it exports beside operators.
 
     Raises
     ------
@@ -42,7 +47,8 @@ def load_ops(folder: Path = _FOLDER) -> None:
         raise ImportError(f"lpd_ext: the compiled operators (_C) are not built: {_REBUILD}")
     try:
         torch.ops.load_library(str(path))
-        version = ctypes.CDLL(str(path)).lpd_ext_version
+        library = ctypes.CDLL(str(path))
+        version = library.lpd_ext_version
     except (OSError, AttributeError):
         # The dynamic linker's words (an undefined symbol, mostly) help nobody here.
         raise ImportError(
@@ -51,6 +57,7 @@ def load_ops(folder: Path = _FOLDER) -> None:
         ) from None
     version.restype = ctypes.c_char_p
     _check_version(path.name, version().decode())
+    return library
 
 
 def load_host() -> HostModule:
@@ -83,5 +90,5 @@ def _check_version(name: str, built: str) -> None:
         )
 
 
-load_ops()
+ops_library = load_ops()
 host = load_host()

@@ -123,7 +123,11 @@ def test_a_changed_header_or_version_rebuilds():
         runpy.run_path("setup.py")
     """
     depends = json.loads(run(ROOT, "-c", code, LPD_CUDA="0").stdout)
-    headers = {path.relative_to(ROOT).as_posix() for path in (ROOT / "csrc").rglob("*.h")}
+    headers = {
+        path.relative_to(ROOT).as_posix()
+        for suffix in ("h", "inl")
+        for path in (ROOT / "csrc").rglob(f"*.{suffix}")
+    }
     assert len(headers) > 5
     for files in (depends["lpd_ext._C"], depends["lpd_ext._host"]):
         assert set(files) == headers | {"setup.py", "lpd_ext/_binary.py"}

@@ -17,11 +17,14 @@ MAX_LINES = 450
 INCLUDES = {
     "csrc/include/lpd": [r"lpd/.*\.h", r"cuda_runtime_api\.h"],
     "csrc/cuda": [r"lpd/.*\.h", r"cuda.*\.h", r"cub/.*", r".*\.cuh", r"dispatch\.h"],
-    "csrc/cpu": [r"lpd/.*\.h", r"half\.h", r"immintrin\.h"],
+    "csrc/cpu": [r"lpd/.*\.h", r"(half|target|vector_.*)\.h", r".*\.inl", r"immintrin\.h"],
     "csrc/host": [r"build_info\.h", r"schedule\.h"],
     "csrc/torch": [r"torch/csrc/stable/.*", r"torch/headeronly/.*", r"lpd/.*\.h", r"checks\.h"],
 }
-INCLUDES_OF_FILE = {"csrc/host/module.cpp": [r"pybind11/.*"]}
+INCLUDES_OF_FILE = {
+    "csrc/host/module.cpp": [r"pybind11/.*"],
+    "csrc/cpu/variant.cpp": [r"cpuid\.h", r"sys/syscall\.h", r"unistd\.h"],
+}
 
 # Standard headers that bring threads: a CPU kernel takes a range, the binding has torch's pool.
 THREADS = {"thread", "mutex", "shared_mutex", "future", "condition_variable", "execution"}
@@ -40,6 +43,7 @@ IMPORTS = {
     "lpd_ext/ops/reference.py": ["lpd_ext.philox"],
     "lpd_ext/ops": ["lpd_ext._binary", "lpd_ext.checks"],
     "lpd_ext/checks.py": [],
+    "lpd_ext/cpu_variant.py": ["lpd_ext._binary", "lpd_ext.checks"],
     "lpd_ext/models": ["lpd_ext.models", "lpd_ext.checks", "lpd_ext.files"],
     "lpd_ext/kernels.py": ["lpd_ext.ops"],
     "lpd_ext/orders.py": ["lpd_ext.ops", "lpd_ext.checks", "lpd_ext.philox"],
@@ -52,11 +56,14 @@ IMPORTS = {
     "lpd_ext/decode.py": ["lpd_ext.models", "lpd_ext.kernels", "lpd_ext.decode_request"],
 }
 ANYTHING_OF_THE_PACKAGE = {"lpd_ext/__init__.py", "lpd_ext/ops/__init__.py"}
-THE_BINARY = {"lpd_ext/__init__.py", "lpd_ext/_binary.py", "lpd_ext/schedule.py", "lpd_ext/info.py"}
+THE_BINARY = {"lpd_ext/__init__.py", "lpd_ext/_binary.py", "lpd_ext/schedule.py", "lpd_ext/info.py",
+              "lpd_ext/cpu_variant.py"}  # fmt: skip
 
 
 def cpp_files():
-    files = [p for p in (ROOT / "csrc").rglob("*") if p.suffix in {".h", ".cpp", ".cu", ".cuh"}]
+    files = [
+        p for p in (ROOT / "csrc").rglob("*") if p.suffix in {".h", ".inl", ".cpp", ".cu", ".cuh"}
+    ]
     assert files, "the scan found nothing to read"
     return files
 
@@ -153,6 +160,7 @@ PLANTED = [  # file, text, the wall it hits (none: it may stand there)
     ("csrc/cpu/planted.cpp", "#include <omp.h>", "include"),
     ("csrc/cpu/planted.cpp", "cudaStream_t stream;", "say"),
     ("csrc/cpu/planted.cpp", "#include <vector>", None),
+    ("csrc/cpu/planted.cpp", '#include "vector_math.inl"', None),
     ("csrc/cpu/planted.cpp", '#include "lpd/group_order.h"  // not torch', None),
     ("csrc/host/planted.cpp", "#include <pybind11/pybind11.h>", "include"),
     ("csrc/host/module.cpp", "#include <pybind11/pybind11.h>", None),

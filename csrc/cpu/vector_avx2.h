@@ -1,0 +1,83 @@
+// Eight floats in a register; see vector_plain.h for what the functions mean.
+#pragma once
+
+#include "half.h"
+#include "target.h"
+
+#if defined(LPD_X86)
+#include <immintrin.h>
+
+#include <cstdint>
+
+LPD_TARGET_BEGIN(LPD_AVX2)
+namespace lpd::cpu::avx2 {
+
+using Vector = __m256;
+using Mask = __m256;
+constexpr int kLanes = 8;
+
+inline Vector broadcast(float value) { return _mm256_set1_ps(value); }
+inline Vector zero() { return _mm256_setzero_ps(); }
+
+inline Vector load(const float* from) { return _mm256_loadu_ps(from); }
+inline Vector load(const BFloat16* from) {
+  const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
+}
+inline Vector load(const Float16* from) {
+  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+}
+
+inline __m128i narrow_to_bfloat16(Vector x) {
+  const __m256i bits = _mm256_castps_si256(x);
+  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+  const __m256i rounded = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd);
+  const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
+  const __m256 is_nan = _mm256_cmp_ps(x, x, _CMP_UNORD_Q);
+  const __m256i result = _mm256_castps_si256(
+      _mm256_blendv_ps(_mm256_castsi256_ps(rounded), _mm256_castsi256_ps(quiet), is_nan));
+  const __m256i high = _mm256_srli_epi32(result, 16);
+  return _mm_packus_epi32(_mm256_castsi256_si128(high), _mm256_extracti128_si256(high, 1));
+}
+
+inline void store(float* to, Vector x) { _mm256_storeu_ps(to, x); }
+inline void store(BFloat16* to, Vector x) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), narrow_to_bfloat16(x));
+}
+inline void store(Float16* to, Vector x) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to),
+                   _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+
+inline Vector add(Vector a, Vector b) { return _mm256_add_ps(a, b); }
+inline Vector subtract(Vector a, Vector b) { return _mm256_sub_ps(a, b); }
+inline Vector multiply(Vector a, Vector b) { return _mm256_mul_ps(a, b); }
+inline Vector divide(Vector a, Vector b) { return _mm256_div_ps(a, b); }
+inline Vector multiply_add(Vector a, Vector b, Vector c) { return _mm256_fmadd_ps(a, b, c); }
+inline Vector maximum(Vector a, Vector b) { return _mm256_max_ps(a, b); }
+
+inline Mask less(Vector a, Vector b) { return _mm256_cmp_ps(a, b, _CMP_LT_OQ); }
+inline Mask unordered(Vector a, Vector b) { return _mm256_cmp_ps(a, b, _CMP_UNORD_Q); }
+inline Vector select(Mask mask, Vector yes, Vector no) { return _mm256_blendv_ps(no, yes, mask); }
+
+inline Vector scale_by_power_of_two(Vector x, Vector shifted, Vector shift) {
+  const __m256i exponent =
+      _mm256_sub_epi32(_mm256_castps_si256(shifted), _mm256_castps_si256(shift));
+  return _mm256_castsi256_ps(
+      _mm256_add_epi32(_mm256_castps_si256(x), _mm256_slli_epi32(exponent, 23)));
+}
+
+inline float sum(Vector x) {
+  const __m128 four = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+  const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+inline float largest(Vector x) {
+  const __m128 four = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+  const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
+}
+
+}  // namespace lpd::cpu::avx2
+LPD_TARGET_END
+#endif

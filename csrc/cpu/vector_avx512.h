@@ -1,0 +1,76 @@
+// Sixteen floats in a register. The names are those of vector_avx2.h and vector_plain.h, so that a
+// kernel written against them compiles for each; see vector_plain.h for what they mean.
+#pragma once
+
+#include "half.h"
+#include "target.h"
+
+#if defined(LPD_X86)
+#include <immintrin.h>
+
+#include <cstdint>
+
+LPD_TARGET_BEGIN(LPD_AVX512)
+namespace lpd::cpu::avx512 {
+
+using Vector = __m512;
+using Mask = __mmask16;
+constexpr int kLanes = 16;
+
+inline Vector broadcast(float value) { return _mm512_set1_ps(value); }
+inline Vector zero() { return _mm512_setzero_ps(); }
+
+inline Vector load(const float* from) { return _mm512_loadu_ps(from); }
+inline Vector load(const BFloat16* from) {
+  const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+}
+inline Vector load(const Float16* from) {
+  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+}
+
+inline __m256i narrow_to_bfloat16(Vector x) {
+  const __m512i bits = _mm512_castps_si512(x);
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  const __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+  const __m512i quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x400000));
+  const Mask is_nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
+  const __m512i result = _mm512_mask_blend_epi32(is_nan, rounded, quiet);
+  return _mm512_cvtepi32_epi16(_mm512_srli_epi32(result, 16));
+}
+
+inline void store(float* to, Vector x) { _mm512_storeu_ps(to, x); }
+inline void store(BFloat16* to, Vector x) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), narrow_to_bfloat16(x));
+}
+inline void store(Float16* to, Vector x) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to),
+                      _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+
+inline Vector add(Vector a, Vector b) { return _mm512_add_ps(a, b); }
+inline Vector subtract(Vector a, Vector b) { return _mm512_sub_ps(a, b); }
+inline Vector multiply(Vector a, Vector b) { return _mm512_mul_ps(a, b); }
+inline Vector divide(Vector a, Vector b) { return _mm512_div_ps(a, b); }
+inline Vector multiply_add(Vector a, Vector b, Vector c) { return _mm512_fmadd_ps(a, b, c); }
+inline Vector maximum(Vector a, Vector b) { return _mm512_max_ps(a, b); }
+
+inline Mask less(Vector a, Vector b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
+inline Mask unordered(Vector a, Vector b) { return _mm512_cmp_ps_mask(a, b, _CMP_UNORD_Q); }
+inline Vector select(Mask mask, Vector yes, Vector no) {
+  return _mm512_mask_blend_ps(mask, no, yes);
+}
+
+inline Vector scale_by_power_of_two(Vector x, Vector shifted, Vector shift) {
+  const __m512i exponent =
+      _mm512_sub_epi32(_mm512_castps_si512(shifted), _mm512_castps_si512(shift));
+  return _mm512_castsi512_ps(
+      _mm512_add_epi32(_mm512_castps_si512(x), _mm512_slli_epi32(exponent, 23)));
+}
+
+inline float sum(Vector x) { return _mm512_reduce_add_ps(x); }
+inline float largest(Vector x) { return _mm512_reduce_max_ps(x); }
+
+}  // namespace lpd::cpu::avx512
+LPD_TARGET_END
+#endif

@@ -1,0 +1,105 @@
+// A vector of floats as C++ alone has it: what vector_avx2.h and vector_avx512.h do in registers.
+// Kernels are written once against these names and compiled in each of the namespaces.
+#pragma once
+
+#include <bit>
+#include <cstdint>
+
+#include "half.h"
+
+namespace lpd::cpu::plain {
+
+constexpr int kLanes = 8;
+
+struct Vector {
+  float lane[kLanes];
+};
+
+struct Mask {
+  bool lane[kLanes];
+};
+
+template <class Function>
+LPD_INLINE Vector each_lane(const Function& function) {
+  Vector result;
+  for (int i = 0; i < kLanes; ++i) result.lane[i] = function(i);
+  return result;
+}
+
+LPD_INLINE Vector broadcast(float value) {
+  return each_lane([&](int) { return value; });
+}
+LPD_INLINE Vector zero() { return broadcast(0.0f); }
+
+// Widens exactly.
+template <class T>
+LPD_INLINE Vector load(const T* from) {
+  return each_lane([&](int i) { return to_float(from[i]); });
+}
+
+// Narrows to nearest even; NaN stays NaN.
+template <class T>
+LPD_INLINE void store(T* to, const Vector& x) {
+  for (int i = 0; i < kLanes; ++i) to[i] = from_float<T>(x.lane[i]);
+}
+
+LPD_INLINE Vector add(const Vector& a, const Vector& b) {
+  return each_lane([&](int i) { return a.lane[i] + b.lane[i]; });
+}
+LPD_INLINE Vector subtract(const Vector& a, const Vector& b) {
+  return each_lane([&](int i) { return a.lane[i] - b.lane[i]; });
+}
+LPD_INLINE Vector multiply(const Vector& a, const Vector& b) {
+  return each_lane([&](int i) { return a.lane[i] * b.lane[i]; });
+}
+LPD_INLINE Vector divide(const Vector& a, const Vector& b) {
+  return each_lane([&](int i) { return a.lane[i] / b.lane[i]; });
+}
+// a * b + c, rounded once where the machine has an instruction for it (not here).
+LPD_INLINE Vector multiply_add(const Vector& a, const Vector& b, const Vector& c) {
+  return each_lane([&](int i) { return a.lane[i] * b.lane[i] + c.lane[i]; });
+}
+// Of a NaN and a number: b.
+LPD_INLINE Vector maximum(const Vector& a, const Vector& b) {
+  return each_lane([&](int i) { return a.lane[i] > b.lane[i] ? a.lane[i] : b.lane[i]; });
+}
+
+LPD_INLINE Mask less(const Vector& a, const Vector& b) {
+  Mask mask;
+  for (int i = 0; i < kLanes; ++i) mask.lane[i] = a.lane[i] < b.lane[i];
+  return mask;
+}
+// Where either is NaN.
+LPD_INLINE Mask unordered(const Vector& a, const Vector& b) {
+  Mask mask;
+  for (int i = 0; i < kLanes; ++i) mask.lane[i] = a.lane[i] != a.lane[i] || b.lane[i] != b.lane[i];
+  return mask;
+}
+LPD_INLINE Vector select(const Mask& mask, const Vector& yes, const Vector& no) {
+  return each_lane([&](int i) { return mask.lane[i] ? yes.lane[i] : no.lane[i]; });
+}
+
+// x * 2^n, where shifted = shift + n and shift = 1.5 * 2^23 puts n into the low bits. For results
+// that are normal numbers.
+LPD_INLINE Vector scale_by_power_of_two(const Vector& x,
+                                        const Vector& shifted,
+                                        const Vector& shift) {
+  return each_lane([&](int i) {
+    const uint32_t exponent =
+        std::bit_cast<uint32_t>(shifted.lane[i]) - std::bit_cast<uint32_t>(shift.lane[i]);
+    return std::bit_cast<float>(std::bit_cast<uint32_t>(x.lane[i]) + (exponent << 23));
+  });
+}
+
+LPD_INLINE float sum(const Vector& x) {
+  float total = x.lane[0];
+  for (int i = 1; i < kLanes; ++i) total += x.lane[i];
+  return total;
+}
+LPD_INLINE float largest(const Vector& x) {
+  float most = x.lane[0];
+  for (int i = 1; i < kLanes; ++i) most = x.lane[i] > most ? x.lane[i] : most;
+  return most;
+}
+
+}  // namespace lpd::cpu::plain
