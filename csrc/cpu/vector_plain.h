@@ -37,6 +37,12 @@ LPD_INLINE Vector load(const T* from) {
   return each_lane([&](int i) { return to_float(from[i]); });
 }
 
+// The first and the second of kLanes pairs.
+LPD_INLINE void load_pairs(const BFloat16* from, Vector& even, Vector& odd) {
+  even = each_lane([&](int i) { return to_float(from[2 * i]); });
+  odd = each_lane([&](int i) { return to_float(from[2 * i + 1]); });
+}
+
 // Narrows to nearest even; NaN stays NaN.
 template <class T>
 LPD_INLINE void store(T* to, const Vector& x) {

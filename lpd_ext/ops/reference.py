@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from lpd_ext import philox
 
@@ -112,6 +113,53 @@ def group_order(
         for image in range(seeds.shape[0])
     ]
     return torch.tensor(orders, dtype=torch.int64, device=seeds.device).reshape(-1, seq_len)
+
+
+def fused_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    norm: tuple[Tensor, Tensor] | None = None,
+    norm_eps: float = 1e-6,
+    epilogue: str = "none",
+    out: Tensor,
+) -> Tensor:
+    """Write a linear layer to ``out``; takes the weight as it is, not packed."""
+    compute = torch.float64 if x.dtype == torch.float64 else torch.float32
+    a = x.to(compute)
+    if norm is not None:
+        a = F.layer_norm(a, a.shape[-1:], norm[0].to(compute), norm[1].to(compute), norm_eps)
+    y = F.linear(a, weight.to(compute), None if bias is None else bias.to(compute))
+    if epilogue == "gelu":
+        y = F.gelu(y)
+    if epilogue == "add":
+        y = out.to(compute) + y
+    return out.copy_(y)
+
+
+def group_embedding(
+    tokens: Tensor,
+    order: Tensor,
+    token_emb: Tensor,
+    query_token: Tensor,
+    pos_embed: Tensor,
+    norm: tuple[Tensor, Tensor],
+    context: tuple[int, int],
+    query_end: int,
+    *,
+    norm_eps: float = 1e-6,
+    out: Tensor,
+) -> Tensor:
+    """Embed context and query rows, normalised, once for each copy that ``out`` has room for."""
+    compute = torch.float64 if token_emb.dtype == torch.float64 else torch.float32
+    places = order[:, context[0] : query_end]
+    rows = token_emb[tokens.gather(1, places).clamp(min=0)].to(compute)
+    rows[:, context[1] - context[0] :] = query_token.to(compute)
+    rows = rows + pos_embed[places].to(compute)
+    weight, bias = (part.to(compute) for part in norm)
+    rows = F.layer_norm(rows, rows.shape[-1:], weight, bias, norm_eps)
+    return out.copy_(rows.repeat(out.shape[0] // max(len(tokens), 1), 1, 1))
 
 
 def token_selection(
