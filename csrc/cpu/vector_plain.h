@@ -4,6 +4,7 @@
 
 #include <bit>
 #include <cstdint>
+#include <utility>
 
 #include "half.h"
 
@@ -22,6 +23,7 @@ struct Mask {
 template <class Function>
 LPD_INLINE Vector each_lane(const Function& function) {
   Vector result;
+#pragma GCC unroll 8
   for (int i = 0; i < kLanes; ++i) result.lane[i] = function(i);
   return result;
 }
@@ -100,6 +102,13 @@ LPD_INLINE float largest(const Vector& x) {
   float most = x.lane[0];
   for (int i = 1; i < kLanes; ++i) most = x.lane[i] > most ? x.lane[i] : most;
   return most;
+}
+
+// Row i becomes column i.
+LPD_INLINE void transpose(Vector (&rows)[kLanes]) {
+  for (int i = 0; i < kLanes; ++i) {
+    for (int j = 0; j < i; ++j) std::swap(rows[i].lane[j], rows[j].lane[i]);
+  }
 }
 
 }  // namespace lpd::cpu::plain
