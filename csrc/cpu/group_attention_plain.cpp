@@ -8,6 +8,6 @@
 #include "vector_plain.h"
 
 namespace lpd::cpu::plain {
-constexpr int kTileRows = 2, kTileVectors = 2;
+constexpr int kTileRows = 2, kTileVectors = 4;
 #include "group_attention.inl"
 }  // namespace lpd::cpu::plain
