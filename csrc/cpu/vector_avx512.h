@@ -77,6 +77,31 @@ inline Vector scale_by_power_of_two(Vector x, Vector shifted, Vector shift) {
 inline float sum(Vector x) { return _mm512_reduce_add_ps(x); }
 inline float largest(Vector x) { return _mm512_reduce_max_ps(x); }
 
+inline void transpose(Vector (&rows)[kLanes]) {
+  Vector pairs[kLanes];
+  for (int i = 0; i < kLanes; i += 2) {
+    pairs[i] = _mm512_unpacklo_ps(rows[i], rows[i + 1]);
+    pairs[i + 1] = _mm512_unpackhi_ps(rows[i], rows[i + 1]);
+  }
+  Vector fours[kLanes];  // column i % 4 of each quarter, rows 4 * (i / 4) onwards
+  for (int i = 0; i < kLanes; i += 4) {
+    fours[i] = _mm512_shuffle_ps(pairs[i], pairs[i + 2], 0x44);
+    fours[i + 1] = _mm512_shuffle_ps(pairs[i], pairs[i + 2], 0xee);
+    fours[i + 2] = _mm512_shuffle_ps(pairs[i + 1], pairs[i + 3], 0x44);
+    fours[i + 3] = _mm512_shuffle_ps(pairs[i + 1], pairs[i + 3], 0xee);
+  }
+  for (int i = 0; i < 4; ++i) {
+    const Vector even_low = _mm512_shuffle_f32x4(fours[i], fours[i + 4], 0x88);
+    const Vector odd_low = _mm512_shuffle_f32x4(fours[i], fours[i + 4], 0xdd);
+    const Vector even_high = _mm512_shuffle_f32x4(fours[i + 8], fours[i + 12], 0x88);
+    const Vector odd_high = _mm512_shuffle_f32x4(fours[i + 8], fours[i + 12], 0xdd);
+    rows[i] = _mm512_shuffle_f32x4(even_low, even_high, 0x88);
+    rows[i + 4] = _mm512_shuffle_f32x4(odd_low, odd_high, 0x88);
+    rows[i + 8] = _mm512_shuffle_f32x4(even_low, even_high, 0xdd);
+    rows[i + 12] = _mm512_shuffle_f32x4(odd_low, odd_high, 0xdd);
+  }
+}
+
 }  // namespace lpd::cpu::avx512
 LPD_TARGET_END
 #endif

@@ -9,10 +9,13 @@
 
 namespace lpd::cpu::plain {
 
-constexpr int kLanes = 8;
+constexpr int kLanes = 4;
+
+// What g++ and clang++ make of any machine's registers; loops over arrays end up in memory.
+typedef float Lanes __attribute__((vector_size(kLanes * sizeof(float))));
 
 struct Vector {
-  float lane[kLanes];
+  Lanes lane;
 };
 
 struct Mask {
@@ -22,6 +25,7 @@ struct Mask {
 template <class Function>
 LPD_INLINE Vector each_lane(const Function& function) {
   Vector result;
+#pragma GCC unroll 8
   for (int i = 0; i < kLanes; ++i) result.lane[i] = function(i);
   return result;
 }
@@ -49,25 +53,17 @@ LPD_INLINE void store(T* to, const Vector& x) {
   for (int i = 0; i < kLanes; ++i) to[i] = from_float<T>(x.lane[i]);
 }
 
-LPD_INLINE Vector add(const Vector& a, const Vector& b) {
-  return each_lane([&](int i) { return a.lane[i] + b.lane[i]; });
-}
-LPD_INLINE Vector subtract(const Vector& a, const Vector& b) {
-  return each_lane([&](int i) { return a.lane[i] - b.lane[i]; });
-}
-LPD_INLINE Vector multiply(const Vector& a, const Vector& b) {
-  return each_lane([&](int i) { return a.lane[i] * b.lane[i]; });
-}
-LPD_INLINE Vector divide(const Vector& a, const Vector& b) {
-  return each_lane([&](int i) { return a.lane[i] / b.lane[i]; });
-}
+LPD_INLINE Vector add(const Vector& a, const Vector& b) { return {a.lane + b.lane}; }
+LPD_INLINE Vector subtract(const Vector& a, const Vector& b) { return {a.lane - b.lane}; }
+LPD_INLINE Vector multiply(const Vector& a, const Vector& b) { return {a.lane * b.lane}; }
+LPD_INLINE Vector divide(const Vector& a, const Vector& b) { return {a.lane / b.lane}; }
 // a * b + c, rounded once where the machine has an instruction for it (not here).
 LPD_INLINE Vector multiply_add(const Vector& a, const Vector& b, const Vector& c) {
-  return each_lane([&](int i) { return a.lane[i] * b.lane[i] + c.lane[i]; });
+  return {a.lane * b.lane + c.lane};
 }
 // Of a NaN and a number: b.
 LPD_INLINE Vector maximum(const Vector& a, const Vector& b) {
-  return each_lane([&](int i) { return a.lane[i] > b.lane[i] ? a.lane[i] : b.lane[i]; });
+  return {a.lane > b.lane ? a.lane : b.lane};
 }
 
 LPD_INLINE Mask less(const Vector& a, const Vector& b) {
@@ -106,6 +102,17 @@ LPD_INLINE float largest(const Vector& x) {
   float most = x.lane[0];
   for (int i = 1; i < kLanes; ++i) most = x.lane[i] > most ? x.lane[i] : most;
   return most;
+}
+
+// Row i becomes column i.
+LPD_INLINE void transpose(Vector (&rows)[kLanes]) {
+  for (int i = 0; i < kLanes; ++i) {
+    for (int j = 0; j < i; ++j) {
+      const float kept = rows[i].lane[j];
+      rows[i].lane[j] = rows[j].lane[i];
+      rows[j].lane[i] = kept;
+    }
+  }
 }
 
 }  // namespace lpd::cpu::plain

@@ -6,6 +6,9 @@ STABLE_TORCH_LIBRARY(lpd_ext, m) {
       "group_attention(Tensor qkv, Tensor(a!) k_cache, Tensor(b!) v_cache, SymInt cache_len, "
       "SymInt context_len, float scale) -> Tensor");
   m.def(
+      "group_attention.out(Tensor qkv, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor(c!) out, "
+      "SymInt cache_len, SymInt context_len, float scale) -> ()");
+  m.def(
       "token_selection(Tensor logits, Tensor uniform, Tensor? cfg_scale, Tensor temperature, "
       "Tensor top_k, Tensor top_p) -> Tensor");
   m.def(
