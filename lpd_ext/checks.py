@@ -45,6 +45,25 @@ def check_device(op: str, argument: str, value: Tensor, device: torch.device) ->
         fail(ValueError, op, argument, f"device {device}", value.device)
 
 
+def check_apart(op: str, argument: str, value: Tensor, other_name: str, other: Tensor) -> None:
+    """Demand memory ranges that do not overlap, not even interleaved."""
+    # Traced and fake tensors have no address.
+    if torch.compiler.is_compiling() or type(value) is not Tensor or type(other) is not Tensor:
+        return
+    (begin, end), (other_begin, other_end) = _data_range(value), _data_range(other)
+    if max(begin, other_begin) < min(end, other_end):
+        fail(ValueError, op, argument, f"memory apart from {other_name}", "an overlap")
+
+
+def _data_range(tensor: Tensor) -> tuple[int, int]:
+    """Addresses from the first byte to behind the last one."""
+    begin = tensor.data_ptr()
+    if tensor.numel() == 0:
+        return begin, begin
+    last = sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return begin, begin + (last + 1) * tensor.element_size()
+
+
 def check_range(op: str, argument: str, value: Tensor, low: int, high: int) -> None:
     """Demand integers in ``[low, high)``, at least one of them."""
     if value.numel() == 0:

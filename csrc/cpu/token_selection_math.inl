@@ -14,9 +14,9 @@ inline Vector scaled(Vector value, Vector inverse_temperature) {
 inline Masses masses_of(Vector value, Vector row_maximum) {
   const Vector shift = broadcast(0x1.8p+23f);
   const Vector log2_e = broadcast(kLog2E);
-  const Vector difference = maximum(subtract(value, row_maximum), broadcast(-29.0f));
+  const Vector difference = maximum(subtract(value, row_maximum), broadcast(kNegligible));
   const Vector shifted = multiply_add(difference, log2_e, shift);
-  const Vector f = multiply_add(difference, log2_e, subtract(zero(), subtract(shifted, shift)));
+  const Vector f = multiply_add(difference, log2_e, subtract(shift, shifted));
   Vector power = broadcast(0x1.4b0c3cp-13f);
   power = multiply_add(power, f, broadcast(0x1.5fa782p-10f));
   power = multiply_add(power, f, broadcast(0x1.3b222ep-7f));

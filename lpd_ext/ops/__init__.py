@@ -3,6 +3,6 @@
 from lpd_ext import _binary as _binary  # registers torch.ops.lpd_ext
 from lpd_ext.ops.group_attention import group_attention
 from lpd_ext.ops.group_order import group_order
-from lpd_ext.ops.token_selection import token_selection
+from lpd_ext.ops.token_selection import token_selection, token_selection_
 
-__all__ = ["group_attention", "group_order", "token_selection"]
+__all__ = ["group_attention", "group_order", "token_selection", "token_selection_"]
