@@ -63,8 +63,31 @@ inline Vector multiply_add(Vector a, Vector b, Vector c) { return _mm256_fmadd_p
 inline Vector maximum(Vector a, Vector b) { return _mm256_max_ps(a, b); }
 
 inline Mask less(Vector a, Vector b) { return _mm256_cmp_ps(a, b, _CMP_LT_OQ); }
+inline Mask at_least(Vector a, Vector b) { return _mm256_cmp_ps(a, b, _CMP_GE_OQ); }
 inline Mask unordered(Vector a, Vector b) { return _mm256_cmp_ps(a, b, _CMP_UNORD_Q); }
 inline Vector select(Mask mask, Vector yes, Vector no) { return _mm256_blendv_ps(no, yes, mask); }
+inline Mask both(Mask a, Mask b) { return _mm256_and_ps(a, b); }
+inline bool all(Mask mask) { return _mm256_movemask_ps(mask) == 0xff; }
+
+// For each mask the lanes under it, one a byte, the lowest first.
+struct LanesUnderMask {
+  uint64_t of[256] = {};
+  constexpr LanesUnderMask() {
+    for (int mask = 0; mask < 256; ++mask) {
+      for (int lane = 0, place = 0; lane < kLanes; ++lane) {
+        if (mask >> lane & 1) of[mask] |= static_cast<uint64_t>(lane) << 8 * place++;
+      }
+    }
+  }
+};
+inline constexpr LanesUnderMask kLanesUnderMask;
+
+inline int store_where(float* to, Mask mask, Vector x) {
+  const int bits = _mm256_movemask_ps(mask);
+  const __m128i lanes = _mm_cvtsi64_si128(static_cast<int64_t>(kLanesUnderMask.of[bits]));
+  _mm256_storeu_ps(to, _mm256_permutevar8x32_ps(x, _mm256_cvtepu8_epi32(lanes)));
+  return __builtin_popcount(bits);
+}
 
 inline Vector scale_by_power_of_two(Vector x, Vector shifted, Vector shift) {
   const __m256i exponent =

@@ -62,9 +62,18 @@ inline Vector multiply_add(Vector a, Vector b, Vector c) { return _mm512_fmadd_p
 inline Vector maximum(Vector a, Vector b) { return _mm512_max_ps(a, b); }
 
 inline Mask less(Vector a, Vector b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
+inline Mask at_least(Vector a, Vector b) { return _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ); }
 inline Mask unordered(Vector a, Vector b) { return _mm512_cmp_ps_mask(a, b, _CMP_UNORD_Q); }
 inline Vector select(Mask mask, Vector yes, Vector no) {
   return _mm512_mask_blend_ps(mask, no, yes);
+}
+inline Mask both(Mask a, Mask b) { return static_cast<Mask>(a & b); }
+inline bool all(Mask mask) { return mask == 0xffff; }
+
+// Compressed in a register: a compressing store is slow on some machines.
+inline int store_where(float* to, Mask mask, Vector x) {
+  _mm512_storeu_ps(to, _mm512_maskz_compress_ps(mask, x));
+  return __builtin_popcount(mask);
 }
 
 inline Vector scale_by_power_of_two(Vector x, Vector shifted, Vector shift) {

@@ -71,6 +71,11 @@ LPD_INLINE Mask less(const Vector& a, const Vector& b) {
   for (int i = 0; i < kLanes; ++i) mask.lane[i] = a.lane[i] < b.lane[i];
   return mask;
 }
+LPD_INLINE Mask at_least(const Vector& a, const Vector& b) {
+  Mask mask;
+  for (int i = 0; i < kLanes; ++i) mask.lane[i] = a.lane[i] >= b.lane[i];
+  return mask;
+}
 // Where either is NaN.
 LPD_INLINE Mask unordered(const Vector& a, const Vector& b) {
   Mask mask;
@@ -79,6 +84,26 @@ LPD_INLINE Mask unordered(const Vector& a, const Vector& b) {
 }
 LPD_INLINE Vector select(const Mask& mask, const Vector& yes, const Vector& no) {
   return each_lane([&](int i) { return mask.lane[i] ? yes.lane[i] : no.lane[i]; });
+}
+LPD_INLINE Mask both(const Mask& a, const Mask& b) {
+  Mask mask;
+  for (int i = 0; i < kLanes; ++i) mask.lane[i] = a.lane[i] && b.lane[i];
+  return mask;
+}
+LPD_INLINE bool all(const Mask& mask) {
+  bool result = true;
+  for (int i = 0; i < kLanes; ++i) result = result && mask.lane[i];
+  return result;
+}
+
+// Stores the lanes under the mask side by side and returns their number; writes kLanes floats.
+LPD_INLINE int store_where(float* to, const Mask& mask, const Vector& x) {
+  int count = 0;
+  for (int i = 0; i < kLanes; ++i) {
+    to[count] = x.lane[i];
+    count += mask.lane[i];
+  }
+  return count;
 }
 
 // x * 2^n, where shifted = shift + n and shift = 1.5 * 2^23 puts n into the low bits. For results

@@ -12,6 +12,9 @@ STABLE_TORCH_LIBRARY(lpd_ext, m) {
       "token_selection(Tensor logits, Tensor uniform, Tensor? cfg_scale, Tensor temperature, "
       "Tensor top_k, Tensor top_p) -> Tensor");
   m.def(
+      "token_selection_(Tensor(a!) tokens, Tensor positions, Tensor logits, Tensor uniform, "
+      "Tensor? cfg_scale, Tensor temperature, Tensor top_k, Tensor top_p) -> ()");
+  m.def(
       "group_order(Tensor seeds, SymInt[2] grid, SymInt[] group_sizes, float proximity_threshold, "
       "int repulsion_threshold, Tensor? known) -> Tensor");
   m.def(

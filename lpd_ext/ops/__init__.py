@@ -5,7 +5,7 @@ from lpd_ext.ops.fused_linear import fused_linear, pack_linear
 from lpd_ext.ops.group_attention import group_attention
 from lpd_ext.ops.group_embedding import group_embedding
 from lpd_ext.ops.group_order import group_order
-from lpd_ext.ops.token_selection import token_selection
+from lpd_ext.ops.token_selection import token_selection, token_selection_
 
 __all__ = [
     "fused_linear",
@@ -14,4 +14,5 @@ __all__ = [
     "group_order",
     "pack_linear",
     "token_selection",
+    "token_selection_",
 ]

@@ -217,3 +217,26 @@ def token_selection(
     drawn = (cdf > target).long().argmax(-1)
     drawn = greedy.where(overflow[..., 0], drawn)
     return drawn.where(~bad[..., 0], -1)
+
+
+def token_selection_(
+    tokens: Tensor,
+    positions: Tensor,
+    logits: Tensor,
+    uniform: Tensor,
+    *,
+    cfg_scale: Tensor | None = None,
+    temperature: float | Tensor = 1.0,
+    top_k: int | Tensor = 0,
+    top_p: float | Tensor = 1.0,
+) -> None:
+    """Select one token per row and write it to its position."""
+    ids = token_selection(
+        logits,
+        uniform,
+        cfg_scale=cfg_scale,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+    )
+    tokens.scatter_(1, positions, ids)
