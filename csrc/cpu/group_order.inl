@@ -45,5 +45,5 @@ uint64_t shorten_nearest_64(const uint64_t* rows,
   return shorten_nearest_of(rows, cols, count, pick_row, pick_col, nearest);
 }
 
-const OrderKernels<uint16_t> kOrderKernels16 = {draw_keys, shorten_nearest_16};
-const OrderKernels<uint64_t> kOrderKernels64 = {draw_keys, shorten_nearest_64};
+const OrderKernelSet kOrderKernels = {.narrow = {draw_keys, shorten_nearest_16},
+                                      .wide = {draw_keys, shorten_nearest_64}};

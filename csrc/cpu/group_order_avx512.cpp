@@ -8,8 +8,7 @@
 LPD_TARGET_BEGIN(LPD_AVX512)
 namespace lpd::cpu::avx512 {
 
-#include "philox.inl"
-
+#include "draw_keys.inl"
 #include "group_order.inl"
 
 }  // namespace lpd::cpu::avx512

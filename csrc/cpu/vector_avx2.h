@@ -78,8 +78,8 @@ inline float largest(Vector x) {
   return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
 }
 
-// Integers of 64 bits in a register; the lower half of each is a 32-bit word, or all of it a product
-// of two.
+// Integers of 64 bits in a register; the lower half of each is a 32-bit word, or all of it a
+// product of two.
 using Words = __m256i;
 constexpr int kWords = 4;
 

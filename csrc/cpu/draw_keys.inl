@@ -2,11 +2,14 @@
 
 // Philox of philox.h with each counter word in a lane of 64 bits: products are as wide as that and
 // take the lower halves only, so that whatever is left in the upper halves does no harm.
-void draw_keys(
-    int64_t seed, uint32_t step, const int32_t* positions, int32_t count, uint64_t* keys) {
+void draw_keys(int64_t seed,
+               uint32_t step,
+               const int32_t* positions,
+               int32_t count,
+               uint64_t* keys) {
   const Words multiplier0 = broadcast_word(philox::kMultiplier0);
   const Words multiplier1 = broadcast_word(philox::kMultiplier1);
-  for (int32_t i = 0; i < count; i += kWords) {
+  for (int64_t i = 0; i < count; i += kWords) {
     uint32_t key0 = philox::low_half(seed), key1 = philox::high_half(seed);
     Words c0 = load_words(positions + i), c1 = broadcast_word(step);
     Words c2 = broadcast_word(static_cast<uint32_t>(PhiloxStream::kOrder)), c3 = broadcast_word(0);
