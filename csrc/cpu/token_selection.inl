@@ -301,7 +301,7 @@ inline void select_rows(const TokenSelectionParams& params,
 void token_selection(const TokenSelectionParams& params,
                      int64_t begin,
                      int64_t end,
-                     void* workspace) {
+                     std::byte* workspace) {
   const RowSpace space = row_space(workspace, params.vocab_size);
   switch (params.dtype) {
     case Dtype::kFloat32:
