@@ -1,5 +1,7 @@
 """Attention of one decode step: context tokens, then position queries."""
 
+import itertools
+
 import torch
 from torch import Tensor
 
@@ -18,6 +20,7 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _HEAD_DIMS = (32, 64, 80, 96, 128)
 _QKV = "[batch, q_len, 3, num_heads, head_dim]"
 _CACHE = "[batch, num_heads, max_kv_len, head_dim]"
+_OUT = "[batch, q_len, num_heads * head_dim]"
 
 
 def group_attention(
@@ -28,6 +31,7 @@ def group_attention(
     context_len: int,
     *,
     scale: float | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Append the context rows to the caches and attend, context rows blind to the queries.
 
@@ -56,6 +60,9 @@ def group_attention(
         Number of context rows, 0 (only queries) to ``q_len`` (prefill).
     scale : float, optional
         Factor of the scores, by default ``head_dim ** -0.5``.
+    out : Tensor, optional
+        ``[batch, q_len, num_heads * head_dim]``, contiguous, dtype and device of ``qkv``, apart
+        from the memory ranges of the others: written and returned. By default a new tensor.
 
     Returns
     -------
@@ -87,6 +94,78 @@ def group_attention(
     >>> group_attention(torch.randn(1, 5, 3, 4, 32), k_cache, v_cache, 0, 2).shape
     torch.Size([1, 5, 128])
     """
+    if scale is None and isinstance(qkv, Tensor) and qkv.ndim == 5:
+        scale = qkv.shape[4] ** -0.5
+    if not _plainly_right(qkv, k_cache, v_cache, cache_len, context_len, scale, out):
+        _check(qkv, k_cache, v_cache, cache_len, context_len, scale, out)
+    if out is None:
+        result: Tensor = torch.ops.lpd_ext.group_attention.default(
+            qkv, k_cache, v_cache, cache_len, context_len, scale
+        )
+        return result
+    torch.ops.lpd_ext.group_attention.out(qkv, k_cache, v_cache, out, cache_len, context_len, scale)
+    return out
+
+
+def _plainly_right(
+    qkv: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    cache_len: int,
+    context_len: int,
+    scale: float | None,
+    out: Tensor | None,
+) -> bool:
+    """Whether the usual call passes `_check`, found in a fraction of its time.
+
+    Usual are whole tensors outside of compilation; False says only that `_check` must look.
+    """
+    tensors = (qkv, k_cache, v_cache) if out is None else (qkv, k_cache, v_cache, out)
+    if torch.compiler.is_compiling() or type(scale) is not float:
+        return False
+    dtype, ranges = getattr(qkv, "dtype", None), []
+    for tensor in tensors:
+        if (
+            type(tensor) is not Tensor
+            or not tensor.is_cpu
+            or tensor.dtype is not dtype
+            or tensor.requires_grad
+            or not tensor.is_contiguous()
+        ):
+            return False
+        begin = tensor.data_ptr()
+        ranges.append((begin, begin + tensor.nbytes))
+    ranges.sort()
+    end = 0
+    for begin, next_end in ranges:
+        if begin < end:
+            return False
+        end = next_end
+    if dtype not in _DTYPES or qkv.ndim != 5 or k_cache.ndim != 4:
+        return False
+    batch, q_len, three, num_heads, head_dim = qkv.shape
+    cache_shape = k_cache.shape
+    return (
+        three == 3
+        and head_dim in _HEAD_DIMS
+        and cache_shape == v_cache.shape == (batch, num_heads, cache_shape[2], head_dim)
+        and type(cache_len) is type(context_len) is int
+        and 0 <= context_len <= q_len
+        and 0 <= cache_len <= cache_shape[2] - context_len
+        and scale == scale
+        and (out is None or out.shape == (batch, q_len, num_heads * head_dim))
+    )
+
+
+def _check(
+    qkv: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    cache_len: int,
+    context_len: int,
+    scale: float | None,
+    out: Tensor | None,
+) -> None:
     check_tensor(_OP, "qkv", qkv, _DTYPES, _QKV, 5)
     batch, q_len, three, num_heads, head_dim = qkv.shape
     if three != 3:
@@ -101,7 +180,15 @@ def group_attention(
         check_shape(_OP, name, cache, (batch, num_heads, k_cache.shape[2], head_dim), _CACHE)
         check_device(_OP, name, cache, qkv.device)
         _check_cache_strides(name, cache)
-    _check_overlap(qkv, k_cache, v_cache)
+    tensors = {"qkv": qkv, "k_cache": k_cache, "v_cache": v_cache}
+    if out is not None:
+        check_tensor(_OP, "out", out, (qkv.dtype,), _OUT, 3)
+        check_shape(_OP, "out", out, (batch, q_len, num_heads * head_dim), _OUT)
+        check_device(_OP, "out", out, qkv.device)
+        if not out.is_contiguous():
+            fail(ValueError, _OP, "out", "a contiguous tensor", f"strides {out.stride()}")
+        tensors["out"] = out
+    _check_overlap(tensors)
     check_int(_OP, "cache_len", cache_len, 0)
     check_int(_OP, "context_len", context_len, 0)
     if context_len > q_len:
@@ -114,13 +201,8 @@ def group_attention(
             f"max_kv_len of at least cache_len + context_len = {cache_len + context_len}",
             k_cache.shape[2],
         )
-    if scale is None:
-        scale = head_dim**-0.5
-    check_float(_OP, "scale", scale)
-    out: Tensor = torch.ops.lpd_ext.group_attention(
-        qkv, k_cache, v_cache, cache_len, context_len, scale
-    )
-    return out
+    if scale is not None:
+        check_float(_OP, "scale", scale)
 
 
 def _check_cache_strides(name: str, cache: Tensor) -> None:
@@ -133,13 +215,12 @@ def _check_cache_strides(name: str, cache: Tensor) -> None:
             fail(ValueError, _OP, name, "no expanded dimension", f"strides {cache.stride()}")
 
 
-def _check_overlap(qkv: Tensor, k_cache: Tensor, v_cache: Tensor) -> None:
-    tensors = {"qkv": qkv, "k_cache": k_cache, "v_cache": v_cache}
+def _check_overlap(tensors: dict[str, Tensor]) -> None:
     # Traced and fake tensors have no address.
     if torch.compiler.is_compiling() or any(type(x) is not Tensor for x in tensors.values()):
         return
     ranges = {name: _data_range(tensor) for name, tensor in tensors.items()}
-    for one, other in (("k_cache", "qkv"), ("v_cache", "qkv"), ("v_cache", "k_cache")):
+    for other, one in itertools.combinations(ranges, 2):
         begin = max(ranges[one][0], ranges[other][0])
         if begin < min(ranges[one][1], ranges[other][1]):
             fail(ValueError, _OP, one, f"memory apart from {other}", "an overlap")
@@ -165,3 +246,16 @@ def _(
 ) -> Tensor:
     batch, q_len, _, num_heads, head_dim = qkv.shape
     return qkv.new_empty((batch, q_len, num_heads * head_dim))
+
+
+@torch.library.register_fake("lpd_ext::group_attention.out")
+def _(
+    qkv: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    out: Tensor,
+    cache_len: int,
+    context_len: int,
+    scale: float,
+) -> None:
+    pass
