@@ -19,7 +19,12 @@ INCLUDES = {
     "csrc/cuda": [r"lpd/.*\.h", r"cuda.*\.h", r"cub/.*", r".*\.cuh", r"dispatch\.h"],
     "csrc/cpu": [r"lpd/.*\.h", r"(half|target|vector_.*)\.h", r".*\.inl", r"immintrin\.h"],
     "csrc/host": [r"build_info\.h", r"schedule\.h"],
-    "csrc/torch": [r"torch/csrc/stable/.*", r"torch/headeronly/.*", r"lpd/.*\.h", r"(checks|workspace)\.h"],
+    "csrc/torch": [
+        r"torch/csrc/stable/.*",
+        r"torch/headeronly/.*",
+        r"lpd/.*\.h",
+        r"(checks|workspace)\.h",
+    ],
 }
 INCLUDES_OF_FILE = {
     "csrc/host/module.cpp": [r"pybind11/.*"],
