@@ -83,8 +83,9 @@ def group_attention(
     -----
     Sums are float32. An image's bits depend neither on the rest of the batch nor on the number of
     threads, but on the instruction set (`lpd_ext.cpu_variant`); tiles of bfloat16 (AMX) take
-    subnormal numbers as 0. The CPU keeps a workspace a thread, of the largest call so far. Position queries leave nothing in the caches. Compiled with torch 2.11, give each cache
-    a storage of its own: its Inductor reads mutated views at an offset wrongly (2.13 does not).
+    subnormal numbers as 0. The CPU keeps a workspace a thread, of the largest call so far. Position
+    queries leave nothing in the caches. Compiled with torch 2.11, give each cache a storage of its
+    own: its Inductor reads mutated views at an offset wrongly (2.13 does not).
 
     Source: arXiv 2507.01957, parallel decoding with position query tokens; the mask as in
     mit-han-lab/lpd@f447b83.
