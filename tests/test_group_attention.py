@@ -10,6 +10,7 @@ from lpd_ext import group_attention
 from lpd_ext.ops import reference
 
 SMALL = AttentionCase("small", 3, 6, 2, 32, 5, 2, 16)
+STRIDED = AttentionCase("strided", 3, 19, 2, 32, 7, 9, 16)  # enough rows for tiles
 
 
 def make_inputs(case, dtype, device, seed=0):
@@ -61,7 +62,7 @@ def test_reference_is_masked_attention(device, case):
 
 @pytest.mark.parametrize("dtype", HALF_AND_FLOAT, ids=str)
 @pytest.mark.parametrize("case", ATTENTION_CASES, ids=str)
-def test_against_float64(device, case, dtype):
+def test_against_float64(device, variant, case, dtype):
     qkv, k_cache, v_cache = make_inputs(case, dtype, device)
     same_dtype = sdpa(case, qkv, k_cache, v_cache)
     wide = (qkv.double(), k_cache.double(), v_cache.double())
@@ -116,7 +117,7 @@ def test_any_shape(case, dtype, more_rows, more_columns):
 
 
 @pytest.mark.parametrize("dtype", HALF_AND_FLOAT, ids=str)
-def test_one_hidden_key_would_be_seen(device, dtype):
+def test_one_hidden_key_would_be_seen(device, variant, dtype):
     # Hidden keys score +8 against -8 of the visible ones and carry the value 200: a single leak
     # moves a context row from about 0 to about 200.
     case = AttentionCase("adversarial", 2, 40, 2, 64, 100, 19, 200)
@@ -135,7 +136,7 @@ def test_one_hidden_key_would_be_seen(device, dtype):
 
 
 @pytest.mark.parametrize("dtype", HALF_AND_FLOAT, ids=str)
-def test_large_scores_do_not_overflow(device, dtype):
+def test_large_scores_do_not_overflow(device, variant, dtype):
     # The maximum is subtracted before the exponential: scores of 1e4 leave one key.
     qkv, k_cache, v_cache = make_inputs(SMALL, dtype, device)
     qkv[:, :, :2] *= 100
@@ -147,7 +148,7 @@ def test_large_scores_do_not_overflow(device, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_every_half_value_is_widened_exactly(device, dtype):
+def test_every_half_value_is_widened_exactly(device, variant, dtype):
     # A single key has weight 1: out is v, for all 65536 bit patterns (subnormals, infinities).
     patterns = torch.arange(-(2**15), 2**15, dtype=torch.int16, device=device).view(dtype)
     qkv = torch.zeros(1, 1, 3, 512, 128, dtype=dtype, device=device)
@@ -158,7 +159,7 @@ def test_every_half_value_is_widened_exactly(device, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_results_are_rounded_to_nearest_even(device, dtype):
+def test_results_are_rounded_to_nearest_even(device, variant, dtype):
     # Two keys of equal score: out is the mean of two values, exact in float32 before it is
     # rounded. Neighbouring bit patterns give ties; the largest sums overflow to infinity.
     patterns = torch.arange(-(2**15), 2**15, dtype=torch.int16, device=device).view(dtype)
@@ -171,21 +172,23 @@ def test_results_are_rounded_to_nearest_even(device, dtype):
     torch.testing.assert_close(out, expected, rtol=0, atol=0, equal_nan=True)
 
 
-def test_strided_views_between_sentinels(device):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_strided_views_between_sentinels(device, variant, dtype):
     # qkv is cut out of wider rows, the caches out of larger ones: any stride taken for granted
     # reads or writes a sentinel.
-    case = SMALL
-    qkv, k_cache, v_cache = make_inputs(case, torch.float32, device)
+    case = STRIDED
+    qkv, k_cache, v_cache = make_inputs(case, dtype, device)
     expected_caches = k_cache.clone(), v_cache.clone()
     expected = run(group_attention, case, qkv, *expected_caches)
 
-    rows = torch.full((case.batch, case.q_len + 3, 3 * 64 + 16), 1e30, device=device)
+    rows = torch.full((case.batch, case.q_len + 3, 3 * 64 + 16), 1e30, dtype=dtype, device=device)
     view = rows[:, 1 : 1 + case.q_len, 8:-8].unflatten(2, (3, case.num_heads, case.head_dim))
     view.copy_(qkv)
     caches, views = [], []
     for cache in (k_cache, v_cache):
         # Another layout (rows before heads) inside a larger tensor.
-        whole = torch.full((case.batch + 2, case.max_kv_len + 4, 3, 48), 1e30, device=device)
+        shape = (case.batch + 2, case.max_kv_len + 4, 3, 48)
+        whole = torch.full(shape, 1e30, dtype=dtype, device=device)
         part = whole[1:-1, 2:-2, 1:, 8:-8].transpose(1, 2)
         part.copy_(cache)
         caches.append(whole)
@@ -196,7 +199,7 @@ def test_strided_views_between_sentinels(device):
     for whole, part, cache in zip(caches, views, expected_caches, strict=True):
         torch.testing.assert_close(part, cache, rtol=0, atol=0, equal_nan=True)
         part.fill_(1e30)
-        assert (whole == 1e30).all()
+        assert (whole == whole.new_tensor(1e30)).all()
     torch.testing.assert_close(view, qkv, rtol=0, atol=0)
 
 
@@ -209,7 +212,7 @@ def test_empty(device, batch, q_len, context_len):
 
 
 @pytest.mark.parametrize("dtype", HALF_AND_FLOAT, ids=str)
-def test_bits_depend_on_the_image_alone(device, dtype):
+def test_bits_depend_on_the_image_alone(device, variant, dtype):
     case = AttentionCase("batch", 7, 21, 3, 64, 50, 9, 80)
     inputs = make_inputs(case, dtype, device)
     expected = run(group_attention, case, *(tensor.clone() for tensor in inputs))
@@ -234,7 +237,7 @@ def test_repeats_are_bitwise_equal(device):
         assert torch.equal(run(group_attention, SMALL, *inputs), expected)
 
 
-def test_steps_equal_one_prefill(device):
+def test_steps_equal_one_prefill(device, variant):
     # Context appended in two steps is the context appended in one: same cache, and the last
     # group's queries see the same keys.
     case = AttentionCase("prefill", 2, 12, 2, 64, 0, 8, 16)

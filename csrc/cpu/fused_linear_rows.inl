@@ -14,6 +14,10 @@ inline void prepare_row(const FusedLinearParams& params,
   };
   if (params.norm_weight != nullptr) {
     layer_norm(n, params.norm_weight, params.norm_bias, params.norm_eps, load_at, store_at);
+  } else if constexpr (std::is_same_v<Source, Prepared>) {
+    for (int64_t i = 0; i < n; i += kBlock) {
+      std::copy_n(x + i, std::min(kBlock, n - i), prepared + i / kBlock * block_stride);
+    }
   } else {
     for (int64_t i = 0; i < n; i += kLanes) store_at(i, load_at(i));
   }

@@ -7,7 +7,8 @@
 
 namespace {
 
-constexpr int64_t kBlock = 64;  // keys
+constexpr int64_t kBlock = 64;   // keys
+constexpr int64_t kFewKeys = 4;  // up to here a transposition costs more than it saves
 static_assert(kBlock % (kLanes * kTileVectors) == 0);
 
 struct Space {
@@ -48,16 +49,13 @@ inline void with_constant(int64_t n, const Function& function) {
 
 // Keys behind the last one, up to a full vector, are 0: their scores are computed and not used.
 template <class T>
-inline void transpose_keys(const T* k,
-                           int64_t stride,
-                           int64_t count,
-                           int64_t head_dim,
-                           float* keys) {
-  for (int64_t first = 0; first < count; first += kLanes) {
+inline void transpose_keys(const KeyRun<T>& block, int64_t head_dim, float* keys) {
+  for (int64_t first = 0; first < block.count; first += kLanes) {
     for (int64_t d = 0; d < head_dim; d += kLanes) {
       Vector rows[kLanes];
       for (int64_t i = 0; i < kLanes; ++i) {
-        rows[i] = first + i < count ? load(k + (first + i) * stride + d) : zero();
+        const int64_t key = first + i;
+        rows[i] = key < block.count ? load(block.k + key * block.k_stride + d) : zero();
       }
       transpose(rows);
       for (int64_t i = 0; i < kLanes; ++i) store(keys + (d + i) * kBlock + first, rows[i]);
@@ -65,18 +63,18 @@ inline void transpose_keys(const T* k,
   }
 }
 
-inline Values widen(const float* v, int64_t stride, int64_t, int64_t, float*) {
-  return {.rows = v, .stride = stride};
-}
-
 template <class T>
-inline Values widen(const T* v, int64_t stride, int64_t count, int64_t head_dim, float* values) {
-  for (int64_t i = 0; i < count; ++i) {
-    for (int64_t d = 0; d < head_dim; d += kLanes) {
-      store(values + i * head_dim + d, load(v + i * stride + d));
+inline Values widen(const KeyRun<T>& block, int64_t head_dim, float* values) {
+  if constexpr (std::is_same_v<T, float>) {
+    return {.rows = block.v, .stride = block.v_stride};
+  } else {
+    for (int64_t i = 0; i < block.count; ++i) {
+      for (int64_t d = 0; d < head_dim; d += kLanes) {
+        store(values + i * head_dim + d, load(block.v + i * block.v_stride + d));
+      }
     }
+    return {.rows = values, .stride = head_dim};
   }
-  return {.rows = values, .stride = head_dim};
 }
 
 template <int kRows, int kVectors>
@@ -102,6 +100,23 @@ inline void score_tile(const float* queries, const float* keys, int64_t head_dim
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 8
     for (int c = 0; c < kVectors; ++c) store(scores + r * kBlock + c * kLanes, sums[r][c]);
+  }
+}
+
+// Scores of a few keys with one row: dot products, for which no keys are transposed.
+template <class T>
+inline void score_few(const float* query,
+                      const T* k,
+                      int64_t stride,
+                      int64_t count,
+                      int64_t head_dim,
+                      float* scores) {
+  for (int64_t key = 0; key < count; ++key) {
+    Vector products = zero();
+    for (int64_t d = 0; d < head_dim; d += kLanes) {
+      products = multiply_add(load(query + d), load(k + key * stride + d), products);
+    }
+    scores[key] = sum(products);
   }
 }
 
@@ -171,28 +186,36 @@ inline void weigh(float* weights, int64_t count, float* maxima, float* totals, f
 }
 
 // Shows a block of keys to rows [first_row, first_row + kRows).
-template <int kRows>
+template <int kRows, class T>
 inline void attend(const Space& space,
                    int64_t first_row,
-                   int64_t count,
+                   const KeyRun<T>& block,
                    const Values& values,
                    int64_t head_dim) {
   const float* queries = space.queries + first_row * head_dim;
   float* sums = space.sums + first_row * head_dim;
-  const int64_t vectors = (count + kLanes - 1) / kLanes;
-  for (int64_t i = 0; i < vectors; i += kTileVectors) {
-    with_constant<kTileVectors>(vectors - i, [&](auto n) {
-      score_tile<kRows, n>(queries, space.keys + i * kLanes, head_dim, space.weights + i * kLanes);
-    });
+  if (block.count <= kFewKeys) {
+    for (int r = 0; r < kRows; ++r) {
+      score_few(queries + r * head_dim, block.k, block.k_stride, block.count, head_dim,
+                space.weights + r * kBlock);
+    }
+  } else {
+    const int64_t vectors = (block.count + kLanes - 1) / kLanes;
+    for (int64_t i = 0; i < vectors; i += kTileVectors) {
+      with_constant<kTileVectors>(vectors - i, [&](auto n) {
+        score_tile<kRows, n>(queries, space.keys + i * kLanes, head_dim,
+                             space.weights + i * kLanes);
+      });
+    }
   }
   float factors[kLanes];
-  weigh<kRows>(space.weights, count, space.maxima + first_row, space.totals + first_row * kLanes,
-               factors);
+  weigh<kRows>(space.weights, block.count, space.maxima + first_row,
+               space.totals + first_row * kLanes, factors);
   const int64_t columns = head_dim / kLanes;
   for (int64_t i = 0; i < columns; i += kTileVectors) {
     with_constant<kTileVectors>(columns - i, [&](auto n) {
       const Values part{.rows = values.rows + i * kLanes, .stride = values.stride};
-      value_tile<kRows, n>(space.weights, count, part, factors, head_dim, sums + i * kLanes);
+      value_tile<kRows, n>(space.weights, block.count, part, factors, head_dim, sums + i * kLanes);
     });
   }
 }
@@ -214,13 +237,15 @@ inline void run_pair(const GroupAttentionParams& params, int64_t number, const S
 
   for (const KeyRun<T>& run : pair.runs) {
     for (int64_t first = 0; first < run.count; first += kBlock) {
-      const int64_t count = std::min(kBlock, run.count - first);
-      transpose_keys(run.k + first * run.k_stride, run.k_stride, count, head_dim, space.keys);
-      const Values values =
-          widen(run.v + first * run.v_stride, run.v_stride, count, head_dim, space.values);
+      KeyRun<T> block = run;
+      block.k += first * run.k_stride;
+      block.v += first * run.v_stride;
+      block.count = std::min(kBlock, run.count - first);
+      if (block.count > kFewKeys) transpose_keys(block, head_dim, space.keys);
+      const Values values = widen(block, head_dim, space.values);
       for (int64_t row = run.first_row; row < q_len; row += kTileRows) {
         with_constant<kTileRows>(
-            q_len - row, [&](auto rows) { attend<rows>(space, row, count, values, head_dim); });
+            q_len - row, [&](auto rows) { attend<rows>(space, row, block, values, head_dim); });
       }
     }
   }

@@ -73,10 +73,12 @@ GroupAttentionParams checked_params(const Tensor& qkv,
 }
 
 void run(const GroupAttentionParams& params) {
-  // A thread is worth waking for about 20 us of work.
-  constexpr int64_t kProductsPerTask = int64_t{1} << 19;
-  const int64_t products = params.q_len * (params.cache_len + params.q_len) * params.head_dim * 2;
-  const int64_t grain_size = kProductsPerTask / std::max<int64_t>(products, 1) + 1;
+  // A thread is worth waking for about 20 us of work. Padding makes small pairs dearer than their
+  // products.
+  constexpr int64_t kProductsPerTask = int64_t{1} << 20;
+  const int64_t kv_len = params.cache_len + params.q_len;
+  const int64_t products = (params.q_len + 16) * (kv_len + 8) * params.head_dim * 2;
+  const int64_t grain_size = kProductsPerTask / (products + 1) + 1;
   torch::stable::parallel_for(
       0, params.batch * params.num_heads, grain_size, [&](int64_t begin, int64_t end) {
         cpu::group_attention(params, begin, end,

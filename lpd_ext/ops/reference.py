@@ -21,6 +21,7 @@ def group_attention(
     context_len: int,
     *,
     scale: float | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Append the context rows to the caches and attend; float64 and float32 in their own dtype."""
     end = cache_len + context_len
@@ -40,7 +41,8 @@ def group_attention(
 
     context = attend(slice(0, context_len), end)
     queries = attend(slice(context_len, None), keys.shape[2])
-    return torch.cat([context, queries], dim=2).transpose(1, 2).flatten(2).to(qkv.dtype)
+    result = torch.cat([context, queries], dim=2).transpose(1, 2).flatten(2).to(qkv.dtype)
+    return result if out is None else out.copy_(result)
 
 
 def group_order(
