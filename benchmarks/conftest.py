@@ -21,7 +21,7 @@ def versus(benchmark: Any) -> Callable[..., None]:
         baselines: Mapping[str, Call | Mapping[str, Call]],
         *,
         inputs: Sequence[tuple[Any, ...]] = ((),),
-        rounds: int = 15,
+        rounds: int | None = None,
         block_seconds: float = 2e-3,
         **notes: Any,
     ) -> None:
@@ -37,22 +37,24 @@ def versus(benchmark: Any) -> Callable[..., None]:
             Name -> callable, or name -> {variant: callable}, of which the fastest stands for all.
         inputs : Sequence of tuple
             Arguments of the calls in turn; the same for all.
-        rounds : int
-            Each runs one block of every contender.
+        rounds : int, optional
+            Each runs one block of every contender. Default: as many as take a second, so that a
+            short disturbance of the machine does not hit them all; at least 7.
         block_seconds : float
             A block is calls enough to last this long.
         notes : Any
             Further facts for the JSON: errors, entropy.
         """
         own, rivals, variants = Contender(ours, inputs), {}, {}
+        round_seconds = own.calibrate(block_seconds)
         for name, calls in baselines.items():
             by_variant = calls if isinstance(calls, Mapping) else {"": calls}
             field = {variant: Contender(call, inputs) for variant, call in by_variant.items()}
-            for rival in field.values():
-                rival.calibrate(block_seconds)
+            block = {variant: rival.calibrate(block_seconds) for variant, rival in field.items()}
             variants[name] = fastest(field)
             rivals[name] = field[variants[name]]
-        own.calibrate(block_seconds)
+            round_seconds += block[variants[name]]
+        rounds = rounds or min(max(round(1 / round_seconds), 7), 200)
 
         def time_baselines() -> None:
             for rival in rivals.values():

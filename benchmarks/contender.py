@@ -48,16 +48,17 @@ class Contender:
         self.seconds.append((self.timer() - begin) / self.calls)
         return self.seconds[-1]
 
-    def calibrate(self, block_seconds: float) -> None:
-        """Choose `calls` so that a block takes `block_seconds`."""
+    def calibrate(self, block_seconds: float) -> float:
+        """Choose `calls` so that a block takes `block_seconds` or more; return what it takes."""
         self.calls = 1
-        while self.time_block() * self.calls < block_seconds:
+        while (seconds := self.time_block() * self.calls) < block_seconds:
             self.calls *= 2
         self.seconds = []
+        return seconds
 
 
 def fastest(variants: Mapping[str, Contender]) -> str:
-    """Return the name of the variant that is fastest in turns: a baseline is the best of its kind."""
+    """Return the name of the variant that is fastest, timed in turns."""
     best = dict.fromkeys(variants, float("inf"))
     if len(best) > 1:
         for _ in range(5):
