@@ -45,6 +45,8 @@ def versus(benchmark: Any) -> Callable[..., None]:
         notes : Any
             Further facts for the JSON: errors, entropy.
         """
+        if benchmark.disabled:  # everything runs, nothing is timed
+            block_seconds, rounds = 0, 1
         own, rivals, variants = Contender(ours, inputs), {}, {}
         round_seconds = own.calibrate(block_seconds)
         for name, calls in baselines.items():
@@ -61,7 +63,7 @@ def versus(benchmark: Any) -> Callable[..., None]:
                 rival.time_block()
 
         benchmark.pedantic(own.next, teardown=time_baselines, rounds=rounds, iterations=own.calls)
-        if benchmark.stats is None:  # --benchmark-disable: it ran, nothing was timed
+        if benchmark.disabled:
             return
         seconds = {name: rival.seconds[:rounds] for name, rival in rivals.items()}
         result = summary(benchmark.stats.stats.data, seconds)

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from speed_chart import loses, speed_chart
+from speed_chart import factor, loses, speed_chart
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks/results"
@@ -146,12 +146,16 @@ def _table(rows: Sequence[Result], columns: Sequence[str]) -> str:
 def _baseline(measured: Result | None) -> str:
     if measured is None:
         return ""
-    return f"{duration(measured['median_us'])} ({factor(measured['ratio'])})"
+    return f"{duration(measured['median_us'])} ({_marked(measured['ratio'])})"
 
 
 def _mean(rows: Sequence[Result], column: str) -> str:
     ratios = [row["baselines"][column]["ratio"] for row in rows if column in row["baselines"]]
-    return factor(statistics.geometric_mean(ratios))
+    return _marked(statistics.geometric_mean(ratios))
+
+
+def _marked(ratio: float) -> str:
+    return f"**{factor(ratio)}, slower**" if loses(ratio) else factor(ratio)
 
 
 def _errors(row: Result) -> str:
@@ -162,12 +166,6 @@ def _errors(row: Result) -> str:
         f"exact: {listed} (logits of standard deviation {row['logits_std']:.2g}, entropy "
         f"{row['entropy_nats']:.1f} nats)."
     )
-
-
-def factor(ratio: float) -> str:
-    """Return a speed-up in words; one that loses is marked."""
-    text = f"{ratio:.2f}x" if ratio < 9.95 else f"{ratio:.0f}x"
-    return f"**{text}, slower**" if loses(ratio) else text
 
 
 def duration(microseconds: float) -> str:

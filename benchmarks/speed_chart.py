@@ -8,7 +8,7 @@ from html import escape
 from typing import Any
 
 WIDTH, LABELS, RIGHT = 920, 400, 120  # pixels: all, the column of cases, room for the last number
-BAR, GAP, HEADER = 11, 7, 44
+BAR, GAP, HEADER = 12, 8, 30
 COLOURS = ("#3b7dd8", "#d1793b", "#3d9970", "#a05fc0")
 
 # The chart brings its own background: legible on a light page and on a dark one.
@@ -25,16 +25,17 @@ def speed_chart(results: dict[str, dict[str, Any]]) -> str:
     ratios = [b["ratio"] for _, rows in _sections(results) for row in rows for b in row[1].values()]
     scale = _Scale(min(ratios, default=1), max(ratios, default=1))
     body: list[str] = []
-    y = 30
+    y = 26
     for title, rows in _sections(results):
         colours = dict(zip(dict.fromkeys(n for _, b in rows for n in b), COLOURS * 2, strict=False))
+        body.append(f'<rect class="page" y="{y}" width="{WIDTH}" height="{HEADER - 4}"/>')
         body.append(f'<text class="op" x="12" y="{y + 15}">{escape(title)}</text>')
         x = LABELS
         for name, colour in colours.items():
             body.append(_box(x, y + 6, 10, colour, hollow=False))
             body.append(f'<text x="{x + 15}" y="{y + 15}">vs {escape(name)}</text>')
-            x += 40 + 6 * len(name)
-        y += 28
+            x += 50 + 7 * len(name)
+        y += HEADER
         for case, baselines in rows:
             middle = y + BAR * len(baselines) / 2 + 4
             label = f'<text x="{LABELS - 10}" y="{middle:g}" text-anchor="end">{escape(case)}'
@@ -43,7 +44,7 @@ def speed_chart(results: dict[str, dict[str, Any]]) -> str:
                 body += _bar(scale, y, baseline["ratio"], colours[name])
                 y += BAR
             y += GAP
-        y += HEADER - 28
+        y += GAP
     return "\n".join(
         [
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {y}" '
@@ -60,6 +61,11 @@ def speed_chart(results: dict[str, dict[str, Any]]) -> str:
 def loses(ratio: float) -> bool:
     """Return whether a speed-up, to two digits, is none."""
     return round(ratio, 2) < 1
+
+
+def factor(ratio: float) -> str:
+    """Return a speed-up as text."""
+    return f"{ratio:.2f}x" if ratio < 9.95 else f"{ratio:.0f}x"
 
 
 class _Scale:
@@ -99,7 +105,7 @@ def _axis(scale: _Scale, height: float) -> Iterator[str]:
 def _bar(scale: _Scale, y: float, ratio: float, colour: str) -> Iterator[str]:
     begin, end = sorted((scale(1), scale(ratio)))
     yield _box(begin, y + 1, max(end - begin, 1), colour, hollow=loses(ratio))
-    words = f"{ratio:.3g}x{' slower' if loses(ratio) else ''}"
+    words = factor(ratio) + (" slower" if loses(ratio) else "")
     # Behind the bar, on the side away from the labels: never over the 1x line.
     yield f'<text x="{end + 4:g}" y="{y + 10:g}">{words}</text>'
 
