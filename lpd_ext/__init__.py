@@ -6,7 +6,7 @@ from lpd_ext.info import info
 from lpd_ext.models.config import LPDConfig, VQConfig
 from lpd_ext.models.lpd import LPD
 from lpd_ext.models.vq import VQModel
-from lpd_ext.ops import group_attention, group_order, token_selection
+from lpd_ext.ops import group_attention, group_order, token_selection, token_selection_
 from lpd_ext.orders import halton_order, random_order, raster_order
 from lpd_ext.pipeline import LPDPipeline
 from lpd_ext.schedule import group_sizes
@@ -29,4 +29,5 @@ __all__ = [
     "random_order",
     "raster_order",
     "token_selection",
+    "token_selection_",
 ]

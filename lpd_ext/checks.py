@@ -1,7 +1,7 @@
 """Argument checks of all rooms: function, argument, wanted and got in every message."""
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
 import torch
@@ -45,6 +45,30 @@ def check_device(op: str, argument: str, value: Tensor, device: torch.device) ->
         fail(ValueError, op, argument, f"device {device}", value.device)
 
 
+def check_apart(op: str, written: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> None:
+    """Demand that what is written overlaps nothing else, in ranges from first to last element."""
+    # Traced and fake tensors have no address.
+    tensors = [*written.values(), *others.values()]
+    if torch.compiler.is_compiling() or any(type(x) is not Tensor for x in tensors):
+        return
+    taken = {name: _data_range(tensor) for name, tensor in others.items()}
+    for name, tensor in written.items():
+        begin, end = _data_range(tensor)
+        for other, (other_begin, other_end) in taken.items():
+            if max(begin, other_begin) < min(end, other_end):
+                fail(ValueError, op, name, f"memory apart from {other}", "an overlap")
+        taken[name] = begin, end
+
+
+def _data_range(tensor: Tensor) -> tuple[int, int]:
+    """Addresses from the first byte to behind the last one."""
+    begin = tensor.data_ptr()
+    if tensor.numel() == 0:
+        return begin, begin
+    last = sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return begin, begin + (last + 1) * tensor.element_size()
+
+
 def check_range(op: str, argument: str, value: Tensor, low: int, high: int) -> None:
     """Demand integers in ``[low, high)``, at least one of them."""
     if value.numel() == 0:
@@ -64,14 +88,17 @@ def check_permutations(op: str, argument: str, value: Tensor) -> None:
         fail(ValueError, op, argument, wanted, f"none in image {int(wrong[0])}")
 
 
-def checked_group_sizes(op: str, group_sizes: Sequence[int], total: int) -> list[int]:
-    """Return the sizes as Python ints; they are positive and sum to ``total``."""
+def checked_group_sizes(
+    op: str, group_sizes: Sequence[int], total: int, *, or_fewer: bool = False
+) -> list[int]:
+    """Return the sizes as Python ints; they are positive and sum to ``total``, or to less."""
     try:
         sizes = [operator.index(size) for size in group_sizes]
     except TypeError:
         fail(TypeError, op, "group_sizes", "a sequence of ints", repr(group_sizes))
-    if not sizes or min(sizes) < 1 or sum(sizes) != total:
-        wanted = f"positive sizes that sum to {total}"
+    least = 1 if or_fewer else total
+    if not sizes or min(sizes) < 1 or not least <= sum(sizes) <= total:
+        wanted = f"positive sizes that sum to {total}{' or less' if or_fewer else ''}"
         fail(ValueError, op, "group_sizes", wanted, f"{sizes} (sum {sum(sizes)})")
     return sizes
 

@@ -5,7 +5,7 @@ import os
 from lpd_ext._binary import ops_library
 from lpd_ext.checks import fail
 
-VARIANTS = ("plain", "avx2", "avx512", "avx512_bf16", "amx")
+VARIANTS = ("plain", "avx2", "avx512", "amx")
 """From C++ alone to tiles of bfloat16; each includes those before it (csrc/include/lpd)."""
 
 ENVIRONMENT_VARIABLE = "LPD_CPU_VARIANT"

@@ -227,11 +227,11 @@ def decode(
         )
         tokens.scatter_(1, positions, ids)
         if return_logits:
-            all_logits.append(logits if scale is None else _guide(logits, scale))
+            all_logits.append(logits if scale is None else guide(logits, scale))
         if progress is not None:
             progress(step + 1, len(request.group_sizes), tokens.clone())
 
-    _raise_for_invalid(tokens, order, cu)
+    raise_for_invalid(tokens, order, cu)
     return (tokens, torch.cat(all_logits, dim=1)) if return_logits else tokens
 
 
@@ -266,12 +266,14 @@ class _Cache:
         return attend
 
 
-def _guide(logits: Tensor, scale: Tensor) -> Tensor:
+def guide(logits: Tensor, scale: Tensor) -> Tensor:
+    """Return the guided logits of stacked halves, as a caller who asked for logits sees them."""
     conditional, unconditional = logits.chunk(2)
     return unconditional + scale[..., None] * (conditional - unconditional)
 
 
-def _raise_for_invalid(tokens: Tensor, order: Tensor, cu: Sequence[int]) -> None:
+def raise_for_invalid(tokens: Tensor, order: Tensor, cu: Sequence[int]) -> None:
+    """Raise for the first id -1 in decoding order; `cu` holds where each group begins in it."""
     invalid = (tokens.gather(1, order) < 0).nonzero()
     if len(invalid):
         image, place = invalid[0].tolist()

@@ -22,7 +22,16 @@ def test_examples_run(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["decode", "group_attention", "group_order", "token_selection", "LPD", "LPDPipeline"]
+    "name",
+    [
+        "decode",
+        "group_attention",
+        "group_order",
+        "token_selection",
+        "token_selection_",
+        "LPD",
+        "LPDPipeline",
+    ],
 )
 def test_public_operations_show_an_example(name):
     assert ">>> " in getattr(lpd_ext, name).__doc__

@@ -19,7 +19,7 @@ INCLUDES = {
     "csrc/cuda": [r"lpd/.*\.h", r"cuda.*\.h", r"cub/.*", r".*\.cuh", r"dispatch\.h"],
     "csrc/cpu": [r"lpd/.*\.h", r"(half|target|vector_.*)\.h", r".*\.inl", r"immintrin\.h"],
     "csrc/host": [r"build_info\.h", r"schedule\.h"],
-    "csrc/torch": [r"torch/csrc/stable/.*", r"torch/headeronly/.*", r"lpd/.*\.h", r"checks\.h"],
+    "csrc/torch": [r"torch/(csrc/stable|headeronly)/.*", r"lpd/.*\.h", r"(checks|workspace)\.h"],
 }
 INCLUDES_OF_FILE = {
     "csrc/host/module.cpp": [r"pybind11/.*"],
@@ -41,7 +41,7 @@ WORDS = {
 # Python room -> modules of this package it may import.
 IMPORTS = {
     "lpd_ext/ops/reference.py": ["lpd_ext.philox"],
-    "lpd_ext/ops": ["lpd_ext._binary", "lpd_ext.checks"],
+    "lpd_ext/ops": ["lpd_ext._binary", "lpd_ext.checks", "lpd_ext.ops.launch"],
     "lpd_ext/checks.py": [],
     "lpd_ext/cpu_variant.py": ["lpd_ext._binary", "lpd_ext.checks"],
     "lpd_ext/models": ["lpd_ext.models", "lpd_ext.checks", "lpd_ext.files"],
@@ -53,6 +53,8 @@ IMPORTS = {
     "lpd_ext/class_names.py": ["lpd_ext.models", "lpd_ext.checks"],
     "lpd_ext/settings.py": ["lpd_ext.checks", "lpd_ext.orders", "lpd_ext.decode_request"],
     "lpd_ext/decode_request.py": ["lpd_ext.models", "lpd_ext.checks"],
+    "lpd_ext/packed_model.py": ["lpd_ext.models", "lpd_ext.ops", "lpd_ext.checks"],
+    "lpd_ext/plan_buffers.py": ["lpd_ext.models"],
     "lpd_ext/decode.py": ["lpd_ext.models", "lpd_ext.kernels", "lpd_ext.decode_request"],
 }
 ANYTHING_OF_THE_PACKAGE = {"lpd_ext/__init__.py", "lpd_ext/ops/__init__.py"}

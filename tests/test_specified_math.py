@@ -120,6 +120,7 @@ def unit_by_unit(device, difference, mass, **options):
         assert (ids == expected).all()
 
 
+@pytest.mark.usefixtures("variant")
 @pytest.mark.parametrize("temperature", [1.0, 0.7, 3.0])
 def test_masses_to_the_unit(device, temperature):
     # Every exponent and the whole reduced range.
@@ -131,6 +132,7 @@ def test_masses_to_the_unit(device, temperature):
     unit_by_unit(device, logit[mass > 0], mass[mass > 0], temperature=temperature)
 
 
+@pytest.mark.usefixtures("variant")
 def test_guidance_to_the_bit(device):
     # Greedy, token 1 unguided (cond = uncond): it wins from the float above token 0's value on.
     rng = np.random.default_rng(0)
@@ -148,6 +150,7 @@ def test_guidance_to_the_bit(device):
         assert (ids == expected).all()
 
 
+@pytest.mark.usefixtures("variant")
 def test_top_p_to_the_bit(device):
     # Two tokens with top_p the float32 nearest to what lies above the first: kept or not by the
     # last bit of one float64 product.
@@ -178,6 +181,7 @@ PARAMETERS = [  # temperature, top_k, top_p
 ]
 
 
+@pytest.mark.usefixtures("variant")
 @pytest.mark.parametrize("vocab_size", [1, 7, 300, 4097])
 @pytest.mark.parametrize("guidance", ["off", "per_query", "per_image"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

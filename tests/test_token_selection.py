@@ -34,6 +34,7 @@ def random_uniform(*shape, seed=0):
         ([-3e20, -2e20, -1e20, -INF], 1e-30, 2),  # to -inf everywhere
     ],
 )
+@pytest.mark.usefixtures("variant")
 @pytest.mark.parametrize("op", [token_selection, reference.token_selection])
 def test_greedy(device, op, logits, temperature, expected):
     uniform = torch.tensor([[0.0, 0.5, 1 - 2**-53]], dtype=torch.float64)
@@ -80,6 +81,7 @@ GUIDED_ONLY = ("uncond", "guided", "cfg_scale", "cond +inf, scale negative")
     ],
 )
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.usefixtures("variant")
 @pytest.mark.parametrize("op", [token_selection, reference.token_selection])
 def test_a_bad_row_harms_no_other(device, op, temperature, case, guided):
     logits = torch.randn(2, 3, 1, 33, generator=rng())
@@ -107,6 +109,7 @@ def test_a_bad_row_harms_no_other(device, op, temperature, case, guided):
     assert ids() == [expected[0], -1, expected[2]]
 
 
+@pytest.mark.usefixtures("variant")
 @pytest.mark.parametrize("value", [-INF, NAN])
 @pytest.mark.parametrize("half", [0, 1])
 def test_every_place_of_a_row_is_seen(device, value, half):

@@ -191,6 +191,7 @@ def test_kept_set(device, op, top_k, top_p, kept):
     assert set(ids.flatten().tolist()) == kept
 
 
+@pytest.mark.usefixtures("variant")
 @pytest.mark.parametrize("top_k", [1, 2, 100, 255, 256, 257])
 def test_top_k_is_exact(device, top_k):
     # 256 values that differ in their low 8 bits only, drawn evenly: all of the kept show up.
@@ -201,6 +202,7 @@ def test_top_k_is_exact(device, top_k):
     assert set(ids.flatten().tolist()) == set(bits.argsort()[-top_k:].tolist())
 
 
+@pytest.mark.usefixtures("variant")
 @pytest.mark.parametrize(("top_p", "kept"), [(0.5, UPPER), (0.75, ALL)])
 def test_mass_above_equal_to_top_p_keeps(device, top_p, kept):
     uniform = (torch.arange(64, dtype=torch.float64) / 64)[None].to(device)
@@ -233,6 +235,7 @@ def test_draws_follow_the_distribution(device, peak, arguments):
     assert torch.special.gammaincc(freedom / 2, statistic.float() / 2) > 0.001
 
 
+@pytest.mark.usefixtures("variant")
 @pytest.mark.parametrize(
     ("dtype", "temperature"), [(torch.float16, 2.0**-24), (torch.bfloat16, 1.0)]
 )

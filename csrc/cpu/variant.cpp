@@ -38,8 +38,7 @@ Variant find_best_variant() {
            __builtin_cpu_supports("avx512dq"), __builtin_cpu_supports("avx512vl"))) {
     return Variant::kAvx2;
   }
-  if (!has(__builtin_cpu_supports("avx512bf16"))) return Variant::kAvx512;
-  return amx_permitted() ? Variant::kAmx : Variant::kAvx512Bf16;
+  return amx_permitted() ? Variant::kAmx : Variant::kAvx512;
 #else
   return Variant::kPlain;
 #endif

@@ -28,6 +28,12 @@ inline Vector load(const Float16* from) {
   return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
 }
 
+inline void load_pairs(const BFloat16* from, Vector& even, Vector& odd) {
+  const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+  even = _mm256_castsi256_ps(_mm256_slli_epi32(bits, 16));
+  odd = _mm256_castsi256_ps(_mm256_and_si256(bits, _mm256_set1_epi32(-0x10000)));
+}
+
 inline __m128i narrow_to_bfloat16(Vector x) {
   const __m256i bits = _mm256_castps_si256(x);
   const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
@@ -57,8 +63,31 @@ inline Vector multiply_add(Vector a, Vector b, Vector c) { return _mm256_fmadd_p
 inline Vector maximum(Vector a, Vector b) { return _mm256_max_ps(a, b); }
 
 inline Mask less(Vector a, Vector b) { return _mm256_cmp_ps(a, b, _CMP_LT_OQ); }
+inline Mask at_least(Vector a, Vector b) { return _mm256_cmp_ps(a, b, _CMP_GE_OQ); }
 inline Mask unordered(Vector a, Vector b) { return _mm256_cmp_ps(a, b, _CMP_UNORD_Q); }
 inline Vector select(Mask mask, Vector yes, Vector no) { return _mm256_blendv_ps(no, yes, mask); }
+inline Mask both(Mask a, Mask b) { return _mm256_and_ps(a, b); }
+inline bool all(Mask mask) { return _mm256_movemask_ps(mask) == 0xff; }
+
+// For each mask the lanes under it, one a byte, the lowest first.
+struct LanesUnderMask {
+  uint64_t of[256] = {};
+  constexpr LanesUnderMask() {
+    for (int mask = 0; mask < 256; ++mask) {
+      for (int lane = 0, place = 0; lane < kLanes; ++lane) {
+        if (mask >> lane & 1) of[mask] |= static_cast<uint64_t>(lane) << 8 * place++;
+      }
+    }
+  }
+};
+inline constexpr LanesUnderMask kLanesUnderMask;
+
+inline int store_where(float* to, Mask mask, Vector x) {
+  const int bits = _mm256_movemask_ps(mask);
+  const __m128i lanes = _mm_cvtsi64_si128(static_cast<int64_t>(kLanesUnderMask.of[bits]));
+  _mm256_storeu_ps(to, _mm256_permutevar8x32_ps(x, _mm256_cvtepu8_epi32(lanes)));
+  return __builtin_popcount(bits);
+}
 
 inline Vector scale_by_power_of_two(Vector x, Vector shifted, Vector shift) {
   const __m256i exponent =
@@ -76,6 +105,25 @@ inline float largest(Vector x) {
   const __m128 four = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
   const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
   return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
+}
+
+inline void transpose(Vector (&rows)[kLanes]) {
+  Vector pairs[kLanes];
+  for (int i = 0; i < kLanes; i += 2) {
+    pairs[i] = _mm256_unpacklo_ps(rows[i], rows[i + 1]);
+    pairs[i + 1] = _mm256_unpackhi_ps(rows[i], rows[i + 1]);
+  }
+  Vector fours[kLanes];  // column i % 4 of each half, rows 4 * (i / 4) onwards
+  for (int i = 0; i < kLanes; i += 4) {
+    fours[i] = _mm256_shuffle_ps(pairs[i], pairs[i + 2], 0x44);
+    fours[i + 1] = _mm256_shuffle_ps(pairs[i], pairs[i + 2], 0xee);
+    fours[i + 2] = _mm256_shuffle_ps(pairs[i + 1], pairs[i + 3], 0x44);
+    fours[i + 3] = _mm256_shuffle_ps(pairs[i + 1], pairs[i + 3], 0xee);
+  }
+  for (int i = 0; i < 4; ++i) {
+    rows[i] = _mm256_permute2f128_ps(fours[i], fours[i + 4], 0x20);
+    rows[i + 4] = _mm256_permute2f128_ps(fours[i], fours[i + 4], 0x31);
+  }
 }
 
 }  // namespace lpd::cpu::avx2

@@ -29,6 +29,12 @@ inline Vector load(const Float16* from) {
   return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
 }
 
+inline void load_pairs(const BFloat16* from, Vector& even, Vector& odd) {
+  const __m512i bits = _mm512_loadu_si512(from);
+  even = _mm512_castsi512_ps(_mm512_slli_epi32(bits, 16));
+  odd = _mm512_castsi512_ps(_mm512_and_si512(bits, _mm512_set1_epi32(-0x10000)));
+}
+
 inline __m256i narrow_to_bfloat16(Vector x) {
   const __m512i bits = _mm512_castps_si512(x);
   const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
@@ -56,9 +62,18 @@ inline Vector multiply_add(Vector a, Vector b, Vector c) { return _mm512_fmadd_p
 inline Vector maximum(Vector a, Vector b) { return _mm512_max_ps(a, b); }
 
 inline Mask less(Vector a, Vector b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
+inline Mask at_least(Vector a, Vector b) { return _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ); }
 inline Mask unordered(Vector a, Vector b) { return _mm512_cmp_ps_mask(a, b, _CMP_UNORD_Q); }
 inline Vector select(Mask mask, Vector yes, Vector no) {
   return _mm512_mask_blend_ps(mask, no, yes);
+}
+inline Mask both(Mask a, Mask b) { return static_cast<Mask>(a & b); }
+inline bool all(Mask mask) { return mask == 0xffff; }
+
+// Compressed in a register: a compressing store is slow on some machines.
+inline int store_where(float* to, Mask mask, Vector x) {
+  _mm512_storeu_ps(to, _mm512_maskz_compress_ps(mask, x));
+  return __builtin_popcount(mask);
 }
 
 inline Vector scale_by_power_of_two(Vector x, Vector shifted, Vector shift) {
@@ -70,6 +85,31 @@ inline Vector scale_by_power_of_two(Vector x, Vector shifted, Vector shift) {
 
 inline float sum(Vector x) { return _mm512_reduce_add_ps(x); }
 inline float largest(Vector x) { return _mm512_reduce_max_ps(x); }
+
+inline void transpose(Vector (&rows)[kLanes]) {
+  Vector pairs[kLanes];
+  for (int i = 0; i < kLanes; i += 2) {
+    pairs[i] = _mm512_unpacklo_ps(rows[i], rows[i + 1]);
+    pairs[i + 1] = _mm512_unpackhi_ps(rows[i], rows[i + 1]);
+  }
+  Vector fours[kLanes];  // column i % 4 of each quarter, rows 4 * (i / 4) onwards
+  for (int i = 0; i < kLanes; i += 4) {
+    fours[i] = _mm512_shuffle_ps(pairs[i], pairs[i + 2], 0x44);
+    fours[i + 1] = _mm512_shuffle_ps(pairs[i], pairs[i + 2], 0xee);
+    fours[i + 2] = _mm512_shuffle_ps(pairs[i + 1], pairs[i + 3], 0x44);
+    fours[i + 3] = _mm512_shuffle_ps(pairs[i + 1], pairs[i + 3], 0xee);
+  }
+  for (int i = 0; i < 4; ++i) {
+    const Vector even_low = _mm512_shuffle_f32x4(fours[i], fours[i + 4], 0x88);
+    const Vector odd_low = _mm512_shuffle_f32x4(fours[i], fours[i + 4], 0xdd);
+    const Vector even_high = _mm512_shuffle_f32x4(fours[i + 8], fours[i + 12], 0x88);
+    const Vector odd_high = _mm512_shuffle_f32x4(fours[i + 8], fours[i + 12], 0xdd);
+    rows[i] = _mm512_shuffle_f32x4(even_low, even_high, 0x88);
+    rows[i + 4] = _mm512_shuffle_f32x4(odd_low, odd_high, 0x88);
+    rows[i + 8] = _mm512_shuffle_f32x4(even_low, even_high, 0xdd);
+    rows[i + 12] = _mm512_shuffle_f32x4(odd_low, odd_high, 0xdd);
+  }
+}
 
 }  // namespace lpd::cpu::avx512
 LPD_TARGET_END

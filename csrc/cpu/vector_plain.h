@@ -9,10 +9,13 @@
 
 namespace lpd::cpu::plain {
 
-constexpr int kLanes = 8;
+constexpr int kLanes = 4;
+
+// What g++ and clang++ make of any machine's registers; loops over arrays end up in memory.
+typedef float Lanes __attribute__((vector_size(kLanes * sizeof(float))));
 
 struct Vector {
-  float lane[kLanes];
+  Lanes lane;
 };
 
 struct Mask {
@@ -22,6 +25,7 @@ struct Mask {
 template <class Function>
 LPD_INLINE Vector each_lane(const Function& function) {
   Vector result;
+#pragma GCC unroll 8
   for (int i = 0; i < kLanes; ++i) result.lane[i] = function(i);
   return result;
 }
@@ -37,36 +41,39 @@ LPD_INLINE Vector load(const T* from) {
   return each_lane([&](int i) { return to_float(from[i]); });
 }
 
+// The first and the second of kLanes pairs.
+LPD_INLINE void load_pairs(const BFloat16* from, Vector& even, Vector& odd) {
+  even = each_lane([&](int i) { return to_float(from[2 * i]); });
+  odd = each_lane([&](int i) { return to_float(from[2 * i + 1]); });
+}
+
 // Narrows to nearest even; NaN stays NaN.
 template <class T>
 LPD_INLINE void store(T* to, const Vector& x) {
   for (int i = 0; i < kLanes; ++i) to[i] = from_float<T>(x.lane[i]);
 }
 
-LPD_INLINE Vector add(const Vector& a, const Vector& b) {
-  return each_lane([&](int i) { return a.lane[i] + b.lane[i]; });
-}
-LPD_INLINE Vector subtract(const Vector& a, const Vector& b) {
-  return each_lane([&](int i) { return a.lane[i] - b.lane[i]; });
-}
-LPD_INLINE Vector multiply(const Vector& a, const Vector& b) {
-  return each_lane([&](int i) { return a.lane[i] * b.lane[i]; });
-}
-LPD_INLINE Vector divide(const Vector& a, const Vector& b) {
-  return each_lane([&](int i) { return a.lane[i] / b.lane[i]; });
-}
+LPD_INLINE Vector add(const Vector& a, const Vector& b) { return {a.lane + b.lane}; }
+LPD_INLINE Vector subtract(const Vector& a, const Vector& b) { return {a.lane - b.lane}; }
+LPD_INLINE Vector multiply(const Vector& a, const Vector& b) { return {a.lane * b.lane}; }
+LPD_INLINE Vector divide(const Vector& a, const Vector& b) { return {a.lane / b.lane}; }
 // a * b + c, rounded once where the machine has an instruction for it (not here).
 LPD_INLINE Vector multiply_add(const Vector& a, const Vector& b, const Vector& c) {
-  return each_lane([&](int i) { return a.lane[i] * b.lane[i] + c.lane[i]; });
+  return {a.lane * b.lane + c.lane};
 }
 // Of a NaN and a number: b.
 LPD_INLINE Vector maximum(const Vector& a, const Vector& b) {
-  return each_lane([&](int i) { return a.lane[i] > b.lane[i] ? a.lane[i] : b.lane[i]; });
+  return {a.lane > b.lane ? a.lane : b.lane};
 }
 
 LPD_INLINE Mask less(const Vector& a, const Vector& b) {
   Mask mask;
   for (int i = 0; i < kLanes; ++i) mask.lane[i] = a.lane[i] < b.lane[i];
+  return mask;
+}
+LPD_INLINE Mask at_least(const Vector& a, const Vector& b) {
+  Mask mask;
+  for (int i = 0; i < kLanes; ++i) mask.lane[i] = a.lane[i] >= b.lane[i];
   return mask;
 }
 // Where either is NaN.
@@ -77,6 +84,26 @@ LPD_INLINE Mask unordered(const Vector& a, const Vector& b) {
 }
 LPD_INLINE Vector select(const Mask& mask, const Vector& yes, const Vector& no) {
   return each_lane([&](int i) { return mask.lane[i] ? yes.lane[i] : no.lane[i]; });
+}
+LPD_INLINE Mask both(const Mask& a, const Mask& b) {
+  Mask mask;
+  for (int i = 0; i < kLanes; ++i) mask.lane[i] = a.lane[i] && b.lane[i];
+  return mask;
+}
+LPD_INLINE bool all(const Mask& mask) {
+  bool result = true;
+  for (int i = 0; i < kLanes; ++i) result = result && mask.lane[i];
+  return result;
+}
+
+// Stores the lanes under the mask side by side and returns their number; writes kLanes floats.
+LPD_INLINE int store_where(float* to, const Mask& mask, const Vector& x) {
+  int count = 0;
+  for (int i = 0; i < kLanes; ++i) {
+    to[count] = x.lane[i];
+    count += mask.lane[i];
+  }
+  return count;
 }
 
 // x * 2^n, where shifted = shift + n and shift = 1.5 * 2^23 puts n into the low bits. For results
@@ -100,6 +127,17 @@ LPD_INLINE float largest(const Vector& x) {
   float most = x.lane[0];
   for (int i = 1; i < kLanes; ++i) most = x.lane[i] > most ? x.lane[i] : most;
   return most;
+}
+
+// Row i becomes column i.
+LPD_INLINE void transpose(Vector (&rows)[kLanes]) {
+  for (int i = 0; i < kLanes; ++i) {
+    for (int j = 0; j < i; ++j) {
+      const float kept = rows[i].lane[j];
+      rows[i].lane[j] = rows[j].lane[i];
+      rows[j].lane[i] = kept;
+    }
+  }
 }
 
 }  // namespace lpd::cpu::plain

@@ -5,10 +5,11 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
-#include <memory>
+#include <algorithm>
 #include <utility>
 
 #include "checks.h"
+#include "workspace.h"
 
 namespace lpd::binding {
 namespace {
@@ -19,12 +20,13 @@ CacheStrides cache_strides(const Tensor& cache) {
   return {.batch = cache.stride(0), .head = cache.stride(1), .row = cache.stride(2)};
 }
 
-Tensor group_attention_cpu(Tensor qkv,
-                           Tensor k_cache,
-                           Tensor v_cache,
-                           int64_t cache_len,
-                           int64_t context_len,
-                           double scale) {
+// Checks everything but `out`.
+GroupAttentionParams checked_params(const Tensor& qkv,
+                                    const Tensor& k_cache,
+                                    const Tensor& v_cache,
+                                    int64_t cache_len,
+                                    int64_t context_len,
+                                    double scale) {
   check_cpu(qkv, kOp, "qkv");
   check_shape(qkv, {-1, -1, 3, -1, -1}, kOp, "qkv");
   const int64_t batch = qkv.size(0), q_len = qkv.size(1);
@@ -49,8 +51,7 @@ Tensor group_attention_cpu(Tensor qkv,
                   kOp, ": cache_len ", cache_len, " and context_len ", context_len,
                   " do not fit q_len ", q_len, " and max_kv_len ", k_cache.size(2));
 
-  Tensor out = torch::stable::new_empty(qkv, {batch, q_len, num_heads * head_dim});
-  const GroupAttentionParams params{
+  return {
       .batch = batch,
       .q_len = q_len,
       .num_heads = num_heads,
@@ -63,25 +64,63 @@ Tensor group_attention_cpu(Tensor qkv,
       .qkv = qkv.const_data_ptr(),
       .k_cache = k_cache.mutable_data_ptr(),
       .v_cache = v_cache.mutable_data_ptr(),
-      .out = out.mutable_data_ptr(),
+      .out = nullptr,
       .qkv_batch_stride = qkv.stride(0),
       .qkv_row_stride = qkv.stride(1),
       .k_strides = cache_strides(k_cache),
       .v_strides = cache_strides(v_cache),
   };
+}
+
+void run(const GroupAttentionParams& params) {
+  // A thread is worth waking for about 20 us of work.
+  constexpr int64_t kProductsPerTask = int64_t{1} << 19;
+  const int64_t products = params.q_len * (params.cache_len + params.q_len) * params.head_dim * 2;
+  const int64_t grain_size = kProductsPerTask / std::max<int64_t>(products, 1) + 1;
   torch::stable::parallel_for(
-      0, batch * num_heads, /*grain_size=*/1, [&](int64_t begin, int64_t end) {
-        const auto workspace =
-            std::make_unique_for_overwrite<float[]>(cpu::group_attention_workspace_size(params));
-        cpu::group_attention(params, begin, end, workspace.get());
+      0, params.batch * params.num_heads, grain_size, [&](int64_t begin, int64_t end) {
+        cpu::group_attention(params, begin, end,
+                             workspace(cpu::group_attention_workspace_size(params)));
       });
+}
+
+Tensor group_attention_cpu(Tensor qkv,
+                           Tensor k_cache,
+                           Tensor v_cache,
+                           int64_t cache_len,
+                           int64_t context_len,
+                           double scale) {
+  GroupAttentionParams params =
+      checked_params(qkv, k_cache, v_cache, cache_len, context_len, scale);
+  Tensor out = torch::stable::new_empty(
+      qkv, {params.batch, params.q_len, params.num_heads * params.head_dim});
+  params.out = out.mutable_data_ptr();
+  run(params);
   return out;
+}
+
+void group_attention_out_cpu(Tensor qkv,
+                             Tensor k_cache,
+                             Tensor v_cache,
+                             Tensor out,
+                             int64_t cache_len,
+                             int64_t context_len,
+                             double scale) {
+  GroupAttentionParams params =
+      checked_params(qkv, k_cache, v_cache, cache_len, context_len, scale);
+  check_cpu(out, kOp, "out");
+  check_dtype(out, qkv.scalar_type(), kOp, "out");
+  check_shape(out, {params.batch, params.q_len, params.num_heads * params.head_dim}, kOp, "out");
+  STD_TORCH_CHECK(out.is_contiguous(), kOp, ": argument `out`: must be contiguous");
+  params.out = out.mutable_data_ptr();
+  run(params);
 }
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(lpd_ext, CPU, m) {
   m.impl("group_attention", TORCH_BOX(&group_attention_cpu));
+  m.impl("group_attention.out", TORCH_BOX(&group_attention_out_cpu));
 }
 
 }  // namespace lpd::binding

@@ -6,11 +6,24 @@ STABLE_TORCH_LIBRARY(lpd_ext, m) {
       "group_attention(Tensor qkv, Tensor(a!) k_cache, Tensor(b!) v_cache, SymInt cache_len, "
       "SymInt context_len, float scale) -> Tensor");
   m.def(
+      "group_attention.out(Tensor qkv, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor(c!) out, "
+      "SymInt cache_len, SymInt context_len, float scale) -> ()");
+  m.def(
       "token_selection(Tensor logits, Tensor uniform, Tensor? cfg_scale, Tensor temperature, "
       "Tensor top_k, Tensor top_p) -> Tensor");
   m.def(
+      "token_selection_(Tensor(a!) tokens, Tensor positions, Tensor logits, Tensor uniform, "
+      "Tensor? cfg_scale, Tensor temperature, Tensor top_k, Tensor top_p) -> ()");
+  m.def(
       "group_order(Tensor seeds, SymInt[2] grid, SymInt[] group_sizes, float proximity_threshold, "
       "int repulsion_threshold, Tensor? known) -> Tensor");
+  m.def(
+      "group_embedding(Tensor tokens, Tensor order, Tensor token_emb, Tensor query_token, "
+      "Tensor pos_embed, Tensor norm_weight, Tensor norm_bias, SymInt context_begin, "
+      "SymInt context_end, SymInt query_end, float norm_eps, Tensor(a!) out) -> ()");
+  m.def(
+      "fused_linear(Tensor x, Tensor weight, Tensor bias, Tensor? norm_weight, "
+      "Tensor? norm_bias, float norm_eps, int epilogue, Tensor(a!) out) -> ()");
 }
 
 // Read by lpd_ext/_binary.py before it trusts the operators.

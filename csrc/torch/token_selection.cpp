@@ -1,4 +1,4 @@
-// Binding of token_selection.
+// Binding of token_selection, with ids returned or written to their positions.
 #include "lpd/token_selection.h"
 
 #include <torch/csrc/stable/library.h>
@@ -7,61 +7,62 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <functional>
 #include <optional>
-#include <vector>
 
 #include "checks.h"
+#include "workspace.h"
 
 namespace lpd::binding {
 namespace {
 
-constexpr const char* kOp = "token_selection";
-
 void check_argument(const Tensor& tensor,
                     std::initializer_list<int64_t> shape,
                     ScalarType dtype,
+                    const char* op,
                     const char* argument) {
-  check_cpu(tensor, kOp, argument);
-  check_shape(tensor, shape, kOp, argument);
-  check_dtype(tensor, dtype, kOp, argument);
+  check_cpu(tensor, op, argument);
+  check_shape(tensor, shape, op, argument);
+  check_dtype(tensor, dtype, op, argument);
 }
 
-Tensor token_selection_cpu(Tensor logits,
-                           Tensor uniform,
-                           std::optional<Tensor> cfg_scale,
-                           Tensor temperature,
-                           Tensor top_k,
-                           Tensor top_p) {
-  check_cpu(logits, kOp, "logits");
-  const Dtype dtype = float_dtype(logits, kOp, "logits");
-  check_shape(logits, {-1, -1, -1}, kOp, "logits");
+// All but the destination.
+TokenSelectionParams checked_params(const char* op,
+                                    const Tensor& logits,
+                                    const Tensor& uniform,
+                                    const std::optional<Tensor>& cfg_scale,
+                                    const Tensor& temperature,
+                                    const Tensor& top_k,
+                                    const Tensor& top_p) {
+  check_cpu(logits, op, "logits");
+  const Dtype dtype = float_dtype(logits, op, "logits");
+  check_shape(logits, {-1, -1, -1}, op, "logits");
   const int64_t halves = cfg_scale ? 2 : 1;
   const int64_t batch = logits.size(0) / halves;
   const int64_t group_size = logits.size(1);
   const int64_t vocab_size = logits.size(2);
-  STD_TORCH_CHECK(logits.size(0) == halves * batch, kOp,
+  STD_TORCH_CHECK(logits.size(0) == halves * batch, op,
                   ": argument `logits`: expected an even first size (cond, uncond), got ",
                   logits.size(0));
-  STD_TORCH_CHECK(vocab_size >= 1 && vocab_size <= kMaxVocabSize, kOp,
+  STD_TORCH_CHECK(vocab_size >= 1 && vocab_size <= kMaxVocabSize, op,
                   ": argument `logits`: expected a vocabulary of 1 to ", kMaxVocabSize, ", got ",
                   vocab_size);
-  STD_TORCH_CHECK(vocab_size == 1 || logits.stride(2) == 1, kOp,
+  STD_TORCH_CHECK(vocab_size == 1 || logits.stride(2) == 1, op,
                   ": argument `logits`: expected a contiguous vocabulary");
-  check_argument(uniform, {batch, group_size}, ScalarType::Double, "uniform");
-  check_argument(temperature, {batch}, ScalarType::Float, "temperature");
-  check_argument(top_k, {batch}, ScalarType::Long, "top_k");
-  check_argument(top_p, {batch}, ScalarType::Float, "top_p");
+  check_argument(uniform, {batch, group_size}, ScalarType::Double, op, "uniform");
+  check_argument(temperature, {batch}, ScalarType::Float, op, "temperature");
+  check_argument(top_k, {batch}, ScalarType::Long, op, "top_k");
+  check_argument(top_p, {batch}, ScalarType::Float, op, "top_p");
   const bool scale_per_image = cfg_scale && cfg_scale->dim() == 2;
   if (scale_per_image) {
-    check_argument(*cfg_scale, {batch, group_size}, ScalarType::Float, "cfg_scale");
+    check_argument(*cfg_scale, {batch, group_size}, ScalarType::Float, op, "cfg_scale");
   } else if (cfg_scale) {
-    check_argument(*cfg_scale, {group_size}, ScalarType::Float, "cfg_scale");
+    check_argument(*cfg_scale, {group_size}, ScalarType::Float, op, "cfg_scale");
   }
 
-  Tensor ids = torch::stable::new_empty(logits, {batch, group_size}, ScalarType::Long);
   const auto* logits_bytes = static_cast<const std::byte*>(logits.const_data_ptr());
   const int64_t uncond_offset = batch * logits.stride(0) * logits.element_size();
-  const TokenSelectionParams params{
+  return {
       .batch = batch,
       .group_size = group_size,
       .vocab_size = vocab_size,
@@ -73,7 +74,8 @@ Tensor token_selection_cpu(Tensor logits,
       .temperature = temperature.const_data_ptr<float>(),
       .top_k = top_k.const_data_ptr<int64_t>(),
       .top_p = top_p.const_data_ptr<float>(),
-      .ids = ids.mutable_data_ptr<int64_t>(),
+      .positions = nullptr,
+      .ids = nullptr,
       .logits_batch_stride = logits.stride(0),
       .logits_group_stride = logits.stride(1),
       .uniform_batch_stride = uniform.stride(0),
@@ -83,21 +85,93 @@ Tensor token_selection_cpu(Tensor logits,
       .temperature_stride = temperature.stride(0),
       .top_k_stride = top_k.stride(0),
       .top_p_stride = top_p.stride(0),
+      .positions_batch_stride = 0,
+      .positions_group_stride = 0,
+      .ids_batch_stride = 0,
+      .ids_stride = 0,
   };
+}
+
+void run(const TokenSelectionParams& params) {
   // A thread is worth waking for about a full-size row.
   constexpr int64_t kTokensPerTask = 16384;
-  const int64_t grain_size = std::max<int64_t>(1, kTokensPerTask / vocab_size);
-  torch::stable::parallel_for(0, batch * group_size, grain_size, [&](int64_t begin, int64_t end) {
-    std::vector<std::byte> workspace(cpu::token_selection_workspace_size(vocab_size));
-    cpu::token_selection(params, begin, end, workspace.data());
-  });
+  const int64_t grain_size = std::max<int64_t>(1, kTokensPerTask / params.vocab_size);
+  const size_t bytes = cpu::token_selection_workspace_size(params.vocab_size);
+  torch::stable::parallel_for(0, params.batch * params.group_size, grain_size,
+                              [&](int64_t begin, int64_t end) {
+                                cpu::token_selection(params, begin, end, workspace(bytes));
+                              });
+}
+
+Tensor token_selection_cpu(Tensor logits,
+                           Tensor uniform,
+                           std::optional<Tensor> cfg_scale,
+                           Tensor temperature,
+                           Tensor top_k,
+                           Tensor top_p) {
+  TokenSelectionParams params =
+      checked_params("token_selection", logits, uniform, cfg_scale, temperature, top_k, top_p);
+  Tensor ids =
+      torch::stable::new_empty(logits, {params.batch, params.group_size}, ScalarType::Long);
+  params.ids = ids.mutable_data_ptr<int64_t>();
+  params.ids_batch_stride = ids.stride(0);
+  params.ids_stride = ids.stride(1);
+  run(params);
   return ids;
+}
+
+// The address behind the last element.
+const int64_t* end_of(const Tensor& tensor) {
+  const int64_t* end = tensor.const_data_ptr<int64_t>();
+  if (tensor.numel() == 0) return end;
+  for (int64_t dim = 0; dim < tensor.dim(); ++dim) {
+    end += (tensor.size(dim) - 1) * tensor.stride(dim);
+  }
+  return end + 1;
+}
+
+void token_selection_inplace_cpu(Tensor tokens,
+                                 Tensor positions,
+                                 Tensor logits,
+                                 Tensor uniform,
+                                 std::optional<Tensor> cfg_scale,
+                                 Tensor temperature,
+                                 Tensor top_k,
+                                 Tensor top_p) {
+  constexpr const char* kOp = "token_selection_";
+  TokenSelectionParams params =
+      checked_params(kOp, logits, uniform, cfg_scale, temperature, top_k, top_p);
+  check_argument(tokens, {params.batch, -1}, ScalarType::Long, kOp, "tokens");
+  check_argument(positions, {params.batch, params.group_size}, ScalarType::Long, kOp, "positions");
+  params.positions = positions.const_data_ptr<int64_t>();
+  params.ids = tokens.mutable_data_ptr<int64_t>();
+  params.positions_batch_stride = positions.stride(0);
+  params.positions_group_stride = positions.stride(1);
+  params.ids_batch_stride = tokens.stride(0);
+  params.ids_stride = tokens.stride(1);
+  // A token written over a position would be taken for one.
+  const std::less<const int64_t*> before;
+  STD_TORCH_CHECK(
+      !before(params.positions, end_of(tokens)) || !before(params.ids, end_of(positions)), kOp,
+      ": argument `positions`: expected memory apart from tokens, got an overlap");
+  const int64_t seq_len = tokens.size(1);
+  for (int64_t image = 0; image < params.batch; ++image) {
+    for (int64_t query = 0; query < params.group_size; ++query) {
+      const int64_t position = params.positions[image * params.positions_batch_stride +
+                                                query * params.positions_group_stride];
+      STD_TORCH_CHECK(position >= 0 && position < seq_len, kOp,
+                      ": argument `positions`: expected values in [0, ", seq_len, "), got ",
+                      position);
+    }
+  }
+  run(params);
 }
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(lpd_ext, CPU, m) {
   m.impl("token_selection", TORCH_BOX(&token_selection_cpu));
+  m.impl("token_selection_", TORCH_BOX(&token_selection_inplace_cpu));
 }
 
 }  // namespace lpd::binding

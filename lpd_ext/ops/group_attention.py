@@ -1,9 +1,12 @@
 """Attention of one decode step: context tokens, then position queries."""
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from lpd_ext.checks import (
+    check_apart,
     check_device,
     check_device_type,
     check_float,
@@ -12,11 +15,13 @@ from lpd_ext.checks import (
     check_tensor,
     fail,
 )
+from lpd_ext.ops.launch import Launch
 
 _OP = "group_attention"
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _HEAD_DIMS = (32, 64, 80, 96, 128)
 _QKV = "[batch, q_len, 3, num_heads, head_dim]"
+_OUT = "[batch, q_len, num_heads * head_dim]"
 _CACHE = "[batch, num_heads, max_kv_len, head_dim]"
 
 
@@ -28,6 +33,7 @@ def group_attention(
     context_len: int,
     *,
     scale: float | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Append the context rows to the caches and attend, context rows blind to the queries.
 
@@ -56,6 +62,9 @@ def group_attention(
         Number of context rows, 0 (only queries) to ``q_len`` (prefill).
     scale : float, optional
         Factor of the scores, by default ``head_dim ** -0.5``.
+    out : Tensor, optional
+        ``[batch, q_len, num_heads * head_dim]``, contiguous, dtype and device of ``qkv``, apart
+        from the memory ranges of the others: written and returned. By default a new tensor.
 
     Returns
     -------
@@ -87,6 +96,39 @@ def group_attention(
     >>> group_attention(torch.randn(1, 5, 3, 4, 32), k_cache, v_cache, 0, 2).shape
     torch.Size([1, 5, 128])
     """
+    arguments = _arguments(qkv, k_cache, v_cache, cache_len, context_len, scale, out)
+    if out is None:
+        result: Tensor = torch.ops.lpd_ext.group_attention.default(*arguments)
+        return result
+    torch.ops.lpd_ext.group_attention.out(*arguments)
+    return out
+
+
+def prepare_group_attention(
+    qkv: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    cache_len: int,
+    context_len: int,
+    *,
+    scale: float | None = None,
+    out: Tensor,
+) -> Launch:
+    """Check the arguments of `group_attention` once; the result runs it on them again and again."""
+    arguments = _arguments(qkv, k_cache, v_cache, cache_len, context_len, scale, out)
+    return partial(torch.ops.lpd_ext.group_attention.out, *arguments)
+
+
+def _arguments(
+    qkv: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    cache_len: int,
+    context_len: int,
+    scale: float | None,
+    out: Tensor | None,
+) -> tuple[Tensor | float, ...]:
+    """Return what the operator takes, checked."""
     check_tensor(_OP, "qkv", qkv, _DTYPES, _QKV, 5)
     batch, q_len, three, num_heads, head_dim = qkv.shape
     if three != 3:
@@ -101,7 +143,7 @@ def group_attention(
         check_shape(_OP, name, cache, (batch, num_heads, k_cache.shape[2], head_dim), _CACHE)
         check_device(_OP, name, cache, qkv.device)
         _check_cache_strides(name, cache)
-    _check_overlap(qkv, k_cache, v_cache)
+    check_apart(_OP, {"k_cache": k_cache, "v_cache": v_cache}, {"qkv": qkv})
     check_int(_OP, "cache_len", cache_len, 0)
     check_int(_OP, "context_len", context_len, 0)
     if context_len > q_len:
@@ -117,10 +159,15 @@ def group_attention(
     if scale is None:
         scale = head_dim**-0.5
     check_float(_OP, "scale", scale)
-    out: Tensor = torch.ops.lpd_ext.group_attention(
-        qkv, k_cache, v_cache, cache_len, context_len, scale
-    )
-    return out
+    if out is None:
+        return qkv, k_cache, v_cache, cache_len, context_len, scale
+    check_tensor(_OP, "out", out, (qkv.dtype,), _OUT, 3)
+    check_shape(_OP, "out", out, (batch, q_len, num_heads * head_dim), _OUT)
+    check_device(_OP, "out", out, qkv.device)
+    if not out.is_contiguous():
+        fail(ValueError, _OP, "out", "a contiguous tensor", f"strides {out.stride()}")
+    check_apart(_OP, {"out": out}, {"qkv": qkv, "k_cache": k_cache, "v_cache": v_cache})
+    return qkv, k_cache, v_cache, out, cache_len, context_len, scale
 
 
 def _check_cache_strides(name: str, cache: Tensor) -> None:
@@ -131,27 +178,6 @@ def _check_cache_strides(name: str, cache: Tensor) -> None:
     for size, stride in zip(cache.shape, cache.stride(), strict=True):
         if size > 1 and stride == 0:
             fail(ValueError, _OP, name, "no expanded dimension", f"strides {cache.stride()}")
-
-
-def _check_overlap(qkv: Tensor, k_cache: Tensor, v_cache: Tensor) -> None:
-    tensors = {"qkv": qkv, "k_cache": k_cache, "v_cache": v_cache}
-    # Traced and fake tensors have no address.
-    if torch.compiler.is_compiling() or any(type(x) is not Tensor for x in tensors.values()):
-        return
-    ranges = {name: _data_range(tensor) for name, tensor in tensors.items()}
-    for one, other in (("k_cache", "qkv"), ("v_cache", "qkv"), ("v_cache", "k_cache")):
-        begin = max(ranges[one][0], ranges[other][0])
-        if begin < min(ranges[one][1], ranges[other][1]):
-            fail(ValueError, _OP, one, f"memory apart from {other}", "an overlap")
-
-
-def _data_range(tensor: Tensor) -> tuple[int, int]:
-    """Addresses from the first byte to behind the last one."""
-    begin = tensor.data_ptr()
-    if tensor.numel() == 0:
-        return begin, begin
-    last = sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    return begin, begin + (last + 1) * tensor.element_size()
 
 
 @torch.library.register_fake("lpd_ext::group_attention")
@@ -165,3 +191,16 @@ def _(
 ) -> Tensor:
     batch, q_len, _, num_heads, head_dim = qkv.shape
     return qkv.new_empty((batch, q_len, num_heads * head_dim))
+
+
+@torch.library.register_fake("lpd_ext::group_attention.out")
+def _(
+    qkv: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    out: Tensor,
+    cache_len: int,
+    context_len: int,
+    scale: float,
+) -> None:
+    return None

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from lpd_ext import philox
 
@@ -114,6 +115,53 @@ def group_order(
     return torch.tensor(orders, dtype=torch.int64, device=seeds.device).reshape(-1, seq_len)
 
 
+def fused_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    norm: tuple[Tensor, Tensor] | None = None,
+    norm_eps: float = 1e-6,
+    epilogue: str = "none",
+    out: Tensor,
+) -> Tensor:
+    """Write a linear layer to ``out``; takes the weight as it is, not packed."""
+    compute = torch.float64 if x.dtype == torch.float64 else torch.float32
+    a = x.to(compute)
+    if norm is not None:
+        a = F.layer_norm(a, a.shape[-1:], norm[0].to(compute), norm[1].to(compute), norm_eps)
+    y = F.linear(a, weight.to(compute), None if bias is None else bias.to(compute))
+    if epilogue == "gelu":
+        y = F.gelu(y)
+    if epilogue == "add":
+        y = out.to(compute) + y
+    return out.copy_(y)
+
+
+def group_embedding(
+    tokens: Tensor,
+    order: Tensor,
+    token_emb: Tensor,
+    query_token: Tensor,
+    pos_embed: Tensor,
+    norm: tuple[Tensor, Tensor],
+    context: tuple[int, int],
+    query_end: int,
+    *,
+    norm_eps: float = 1e-6,
+    out: Tensor,
+) -> Tensor:
+    """Embed context and query rows, normalised, once for each copy that ``out`` has room for."""
+    compute = torch.float64 if token_emb.dtype == torch.float64 else torch.float32
+    places = order[:, context[0] : query_end]
+    rows = token_emb[tokens.gather(1, places).clamp(min=0)].to(compute)
+    rows[:, context[1] - context[0] :] = query_token.to(compute)
+    rows = rows + pos_embed[places].to(compute)
+    weight, bias = (part.to(compute) for part in norm)
+    rows = F.layer_norm(rows, rows.shape[-1:], weight, bias, norm_eps)
+    return out.copy_(rows.repeat(out.shape[0] // max(len(tokens), 1), 1, 1))
+
+
 def token_selection(
     logits: Tensor,
     uniform: Tensor,
@@ -169,3 +217,26 @@ def token_selection(
     drawn = (cdf > target).long().argmax(-1)
     drawn = greedy.where(overflow[..., 0], drawn)
     return drawn.where(~bad[..., 0], -1)
+
+
+def token_selection_(
+    tokens: Tensor,
+    positions: Tensor,
+    logits: Tensor,
+    uniform: Tensor,
+    *,
+    cfg_scale: Tensor | None = None,
+    temperature: float | Tensor = 1.0,
+    top_k: int | Tensor = 0,
+    top_p: float | Tensor = 1.0,
+) -> None:
+    """Select one token per row and write it to its position."""
+    ids = token_selection(
+        logits,
+        uniform,
+        cfg_scale=cfg_scale,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+    )
+    tokens.scatter_(1, positions, ids)

@@ -1,19 +1,23 @@
 """Token selection: from the logits of a group to one token per position query."""
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from lpd_ext.checks import (
+    check_apart,
     check_device,
     check_device_type,
     check_float,
     check_int,
+    check_range,
     check_shape,
     check_tensor,
     fail,
 )
+from lpd_ext.ops.launch import Launch
 
-_OP = "token_selection"
 _MAX_VOCAB_SIZE = 2**22  # 2^40 a token must sum up inside 64 bits
 _MAX_FLOAT32 = torch.finfo(torch.float32).max
 
@@ -90,66 +94,9 @@ def token_selection(
     >>> token_selection(torch.tensor([[[0.0, 2.0, 1.0]]]), torch.tensor([[0.5]]).double())
     tensor([[1]])
     """
-    dtypes = (torch.float32, torch.bfloat16, torch.float16)
-    check_tensor(_OP, "logits", logits, dtypes, "[batch, group_size, vocab_size]", 3)
-    check_device_type(_OP, "logits", logits, ("cpu",))
-    rows, group_size, vocab_size = logits.shape
-    if not 1 <= vocab_size <= _MAX_VOCAB_SIZE:
-        fail(ValueError, _OP, "logits", f"a vocabulary of 1 to {_MAX_VOCAB_SIZE}", vocab_size)
-    if vocab_size > 1 and logits.stride(2) != 1:
-        strides = f"strides {list(logits.stride())}"
-        fail(ValueError, _OP, "logits", "a contiguous vocabulary (stride 1)", strides)
-    batch = rows
-    if cfg_scale is not None:
-        if rows % 2:
-            fail(ValueError, _OP, "logits", "an even first size, [cond; uncond]", rows)
-        batch = rows // 2
-        _check_cfg_scale(cfg_scale, logits, batch)
-    check_tensor(_OP, "uniform", uniform, (torch.float64,), "[batch, group_size]", 2)
-    check_shape(_OP, "uniform", uniform, (batch, group_size), "[batch, group_size]")
-    check_device(_OP, "uniform", uniform, logits.device)
-    if not isinstance(temperature, Tensor):
-        check_float(_OP, "temperature", temperature)
-        if not 0 <= temperature <= _MAX_FLOAT32:
-            fail(ValueError, _OP, "temperature", "a finite number of at least 0", temperature)
-    if not isinstance(top_k, Tensor):
-        check_int(_OP, "top_k", top_k, 0)
-        top_k = min(top_k, vocab_size)
-    if not isinstance(top_p, Tensor):
-        check_float(_OP, "top_p", top_p)
-        if not 0 <= top_p <= 1:
-            fail(ValueError, _OP, "top_p", "a number in [0, 1]", top_p)
-    ids: Tensor = torch.ops.lpd_ext.token_selection(
-        logits,
-        uniform,
-        cfg_scale,
-        _per_image("temperature", temperature, torch.float32, batch, logits.device),
-        _per_image("top_k", top_k, torch.int64, batch, logits.device),
-        _per_image("top_p", top_p, torch.float32, batch, logits.device),
-    )
+    arguments = _checked("token_selection", logits, uniform, cfg_scale, temperature, top_k, top_p)
+    ids: Tensor = torch.ops.lpd_ext.token_selection(*arguments)
     return ids
-
-
-def _check_cfg_scale(cfg_scale: Tensor, logits: Tensor, batch: int) -> None:
-    names = "[group_size] or [batch, group_size]"
-    per_image = isinstance(cfg_scale, Tensor) and cfg_scale.ndim == 2
-    group_size = logits.shape[1]
-    shape = (batch, group_size) if per_image else (group_size,)
-    check_tensor(_OP, "cfg_scale", cfg_scale, (torch.float32,), names, len(shape))
-    check_shape(_OP, "cfg_scale", cfg_scale, shape, names)
-    check_device(_OP, "cfg_scale", cfg_scale, logits.device)
-
-
-def _per_image(
-    name: str, value: float | Tensor, dtype: torch.dtype, batch: int, device: torch.device
-) -> Tensor:
-    """One value an image: a checked tensor as it is, a number broadcast."""
-    if not isinstance(value, Tensor):
-        return torch.full((batch,), value, dtype=dtype, device=device)
-    check_tensor(_OP, name, value, (dtype,), "[batch]", 1)
-    check_shape(_OP, name, value, (batch,), "[batch]")
-    check_device(_OP, name, value, device)
-    return value
 
 
 @torch.library.register_fake("lpd_ext::token_selection")
@@ -162,3 +109,208 @@ def _(
     top_p: Tensor,
 ) -> Tensor:
     return torch.empty_like(uniform, dtype=torch.int64, memory_format=torch.contiguous_format)
+
+
+def token_selection_(
+    tokens: Tensor,
+    positions: Tensor,
+    logits: Tensor,
+    uniform: Tensor,
+    *,
+    cfg_scale: Tensor | None = None,
+    temperature: float | Tensor = 1.0,
+    top_k: int | Tensor = 0,
+    top_p: float | Tensor = 1.0,
+) -> None:
+    """Select as `token_selection` does and write the ids to their positions.
+
+    ::
+
+        ids = token_selection(logits, uniform, ...)
+        tokens[image, positions[image, j]] = ids[image, j]
+
+    Parameters
+    ----------
+    tokens : Tensor
+        ``[batch, seq_len]``, int64, device of ``logits``, any strides. Written in place, and only
+        at ``positions``.
+    positions : Tensor
+        ``[batch, group_size]``, int64, in [0, seq_len), any strides: raster positions, those of an
+        image distinct. Its memory range must not overlap that of ``tokens``.
+    logits, uniform, cfg_scale, temperature, top_k, top_p
+        As `token_selection` takes them.
+
+    Raises
+    ------
+    ValueError
+        A wrong shape, stride or device, a number or a position out of range, tensors that overlap.
+        Nothing has been written then.
+    TypeError
+        A wrong dtype or type.
+    NotImplementedError
+        A device without a kernel, or a tensor that requires grad.
+
+    Notes
+    -----
+    With tensors for temperature, top_k and top_p nothing is allocated. A row without a distribution
+    writes -1. Equal positions in one image are not looked for: the id of one of the rows stays, of
+    which is undefined. In a compiled graph a position out of range is a RuntimeError.
+
+    Source: arXiv 2507.01957.
+
+    Examples
+    --------
+    >>> tokens = torch.zeros(1, 4, dtype=torch.int64)
+    >>> positions = torch.tensor([[3, 1]])
+    >>> logits = torch.tensor([[[0.0, 9.0, 0.0], [0.0, 0.0, 9.0]]])
+    >>> token_selection_(tokens, positions, logits, torch.full((1, 2), 0.5).double())
+    >>> tokens
+    tensor([[0, 2, 0, 1]])
+    """
+    options = (cfg_scale, temperature, top_k, top_p)
+    arguments = _arguments_(tokens, positions, logits, uniform, *options)
+    try:
+        torch.ops.lpd_ext.token_selection_(*arguments)
+    except RuntimeError as error:
+        refusal = error
+    else:
+        return
+    # The operator looks at every position before it writes; a second look, which allocates, is for
+    # the type of the error only.
+    check_range("token_selection_", "positions", positions, 0, tokens.shape[1])
+    raise refusal
+
+
+def prepare_token_selection_(
+    tokens: Tensor,
+    positions: Tensor,
+    logits: Tensor,
+    uniform: Tensor,
+    *,
+    cfg_scale: Tensor | None = None,
+    temperature: float | Tensor = 1.0,
+    top_k: int | Tensor = 0,
+    top_p: float | Tensor = 1.0,
+) -> Launch:
+    """Check all but the positions once; the result runs `token_selection_` time and again."""
+    options = (cfg_scale, temperature, top_k, top_p)
+    arguments = _arguments_(tokens, positions, logits, uniform, *options)
+    return partial(torch.ops.lpd_ext.token_selection_.default, *arguments)
+
+
+def _arguments_(
+    tokens: Tensor,
+    positions: Tensor,
+    logits: Tensor,
+    uniform: Tensor,
+    cfg_scale: Tensor | None,
+    temperature: float | Tensor,
+    top_k: int | Tensor,
+    top_p: float | Tensor,
+) -> tuple[Tensor | None, ...]:
+    """Return what the operator takes, checked but for the values of the positions."""
+    op = "token_selection_"
+    arguments = _checked(op, logits, uniform, cfg_scale, temperature, top_k, top_p)
+    check_tensor(op, "tokens", tokens, (torch.int64,), "[batch, seq_len]", 2)
+    seq_len = tokens.shape[1]
+    check_shape(op, "tokens", tokens, (uniform.shape[0], seq_len), "[batch, seq_len]")
+    check_device(op, "tokens", tokens, logits.device)
+    if any(
+        size > 1 and stride == 0 for size, stride in zip(tokens.shape, tokens.stride(), strict=True)
+    ):
+        fail(ValueError, op, "tokens", "no expanded dimension", f"strides {tokens.stride()}")
+    check_tensor(op, "positions", positions, (torch.int64,), "[batch, group_size]", 2)
+    check_shape(op, "positions", positions, uniform.shape, "[batch, group_size]")
+    check_device(op, "positions", positions, logits.device)
+    check_apart(op, {"positions": positions}, {"tokens": tokens})
+    return tokens, positions, *arguments
+
+
+@torch.library.register_fake("lpd_ext::token_selection_")
+def _(
+    tokens: Tensor,
+    positions: Tensor,
+    logits: Tensor,
+    uniform: Tensor,
+    cfg_scale: Tensor | None,
+    temperature: Tensor,
+    top_k: Tensor,
+    top_p: Tensor,
+) -> None:
+    return None
+
+
+def _checked(
+    op: str,
+    logits: Tensor,
+    uniform: Tensor,
+    cfg_scale: Tensor | None,
+    temperature: float | Tensor,
+    top_k: int | Tensor,
+    top_p: float | Tensor,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor, Tensor]:
+    """Return the arguments that both operators share, numbers as tensors."""
+    dtypes = (torch.float32, torch.bfloat16, torch.float16)
+    check_tensor(op, "logits", logits, dtypes, "[batch, group_size, vocab_size]", 3)
+    check_device_type(op, "logits", logits, ("cpu",))
+    rows, group_size, vocab_size = logits.shape
+    if not 1 <= vocab_size <= _MAX_VOCAB_SIZE:
+        fail(ValueError, op, "logits", f"a vocabulary of 1 to {_MAX_VOCAB_SIZE}", vocab_size)
+    if vocab_size > 1 and logits.stride(2) != 1:
+        strides = f"strides {list(logits.stride())}"
+        fail(ValueError, op, "logits", "a contiguous vocabulary (stride 1)", strides)
+    batch = rows
+    if cfg_scale is not None:
+        if rows % 2:
+            fail(ValueError, op, "logits", "an even first size, [cond; uncond]", rows)
+        batch = rows // 2
+        _check_cfg_scale(op, cfg_scale, logits, batch)
+    check_tensor(op, "uniform", uniform, (torch.float64,), "[batch, group_size]", 2)
+    check_shape(op, "uniform", uniform, (batch, group_size), "[batch, group_size]")
+    check_device(op, "uniform", uniform, logits.device)
+    if not isinstance(temperature, Tensor):
+        check_float(op, "temperature", temperature)
+        if not 0 <= temperature <= _MAX_FLOAT32:
+            fail(ValueError, op, "temperature", "a finite number of at least 0", temperature)
+    if not isinstance(top_k, Tensor):
+        check_int(op, "top_k", top_k, 0)
+        top_k = min(top_k, vocab_size)
+    if not isinstance(top_p, Tensor):
+        check_float(op, "top_p", top_p)
+        if not 0 <= top_p <= 1:
+            fail(ValueError, op, "top_p", "a number in [0, 1]", top_p)
+    return (
+        logits,
+        uniform,
+        cfg_scale,
+        _per_image(op, "temperature", temperature, torch.float32, batch, logits.device),
+        _per_image(op, "top_k", top_k, torch.int64, batch, logits.device),
+        _per_image(op, "top_p", top_p, torch.float32, batch, logits.device),
+    )
+
+
+def _check_cfg_scale(op: str, cfg_scale: Tensor, logits: Tensor, batch: int) -> None:
+    names = "[group_size] or [batch, group_size]"
+    per_image = isinstance(cfg_scale, Tensor) and cfg_scale.ndim == 2
+    group_size = logits.shape[1]
+    shape = (batch, group_size) if per_image else (group_size,)
+    check_tensor(op, "cfg_scale", cfg_scale, (torch.float32,), names, len(shape))
+    check_shape(op, "cfg_scale", cfg_scale, shape, names)
+    check_device(op, "cfg_scale", cfg_scale, logits.device)
+
+
+def _per_image(
+    op: str,
+    name: str,
+    value: float | Tensor,
+    dtype: torch.dtype,
+    batch: int,
+    device: torch.device,
+) -> Tensor:
+    """One value an image: a checked tensor as it is, a number broadcast."""
+    if not isinstance(value, Tensor):
+        return torch.full((batch,), value, dtype=dtype, device=device)
+    check_tensor(op, name, value, (dtype,), "[batch]", 1)
+    check_shape(op, name, value, (batch,), "[batch]")
+    check_device(op, name, value, device)
+    return value

@@ -6,11 +6,10 @@ namespace lpd::cpu {
 
 // Each one includes those before it. A kernel without code of its own for one uses the one before.
 enum class Variant {
-  kPlain,       // C++ alone, on any machine
-  kAvx2,        // with FMA and F16C
-  kAvx512,      // F, BW, DQ and VL
-  kAvx512Bf16,  // dot products of bfloat16 pairs
-  kAmx,         // tiles of bfloat16
+  kPlain,   // C++ alone, on any machine
+  kAvx2,    // with FMA and F16C
+  kAvx512,  // F, BW, DQ and VL
+  kAmx,     // tiles of bfloat16
 };
 
 // The most that this machine has; asks the kernel for the tile registers where there are any.

@@ -44,7 +44,7 @@ struct GroupAttentionParams {
 
 namespace cpu {
 
-// Floats of workspace that one call of group_attention needs.
+// Bytes of workspace, at a multiple of 64, that one call of group_attention needs.
 size_t group_attention_workspace_size(const GroupAttentionParams& params);
 
 // Appends and attends for the (image, head) pairs [begin, end) of batch * num_heads. A pair is
@@ -52,7 +52,7 @@ size_t group_attention_workspace_size(const GroupAttentionParams& params);
 void group_attention(const GroupAttentionParams& params,
                      int64_t begin,
                      int64_t end,
-                     float* workspace);
+                     std::byte* workspace);
 
 }  // namespace cpu
 }  // namespace lpd

@@ -23,6 +23,8 @@ constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr float kLog2E = 0x1.715476p+0f;
 // A mass counts units of 2^-kMassBits of the mass of the row's maximum.
 constexpr int kMassBits = 40;
+// A mass this far below the maximum is 0: e^-29 < 2^-41. It also bounds exp2_poly.
+constexpr float kNegligible = -29.0f;
 
 LPD_INLINE uint32_t float_bits(float value) {
 #if defined(__CUDA_ARCH__)
@@ -94,7 +96,6 @@ LPD_INLINE float exp2_poly(float difference, int bias) {
 // round(2^40 * e^(value - maximum)), ties to even. 2^40 for the maximum itself; 0 from 2^-41 of it
 // on, so also for -inf. `maximum` is finite, value <= maximum.
 LPD_INLINE uint64_t mass(float value, float maximum) {
-  constexpr float kNegligible = -29.0f;  // e^-29 < 2^-41: rounds to 0, and bounds exp2_poly
   const float difference = value - maximum;
   const float scaled = exp2_poly(difference > kNegligible ? difference : kNegligible, kMassBits);
 #if defined(__CUDA_ARCH__)

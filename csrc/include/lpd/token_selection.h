@@ -22,7 +22,8 @@ struct TokenSelectionParams {
   const float* temperature;   // [batch]; 0: the largest guided logit, lowest id first
   const int64_t* top_k;       // [batch]; <= 0 or >= vocab_size: off
   const float* top_p;         // [batch]; >= 1: off
-  int64_t* ids;               // [batch, group_size], contiguous
+  const int64_t* positions;   // [batch, group_size], or null: ids is [batch, group_size]
+  int64_t* ids;               // [batch, seq_len]: the id of row j goes to place positions[j]
 
   int64_t logits_batch_stride;
   int64_t logits_group_stride;
@@ -33,6 +34,10 @@ struct TokenSelectionParams {
   int64_t temperature_stride;
   int64_t top_k_stride;
   int64_t top_p_stride;
+  int64_t positions_batch_stride;
+  int64_t positions_group_stride;
+  int64_t ids_batch_stride;
+  int64_t ids_stride;
 };
 
 // Id of a row that holds no distribution: a NaN or +inf logit (in either half or after guidance),
@@ -42,7 +47,7 @@ constexpr int64_t kMaxVocabSize = int64_t{1} << 22;
 
 namespace cpu {
 
-// Bytes of workspace, aligned as operator new aligns, that one call of token_selection needs.
+// Bytes of workspace, aligned for uint64_t, that one call of token_selection needs.
 size_t token_selection_workspace_size(int64_t vocab_size);
 
 // Ids of the rows [begin, end) of the batch * group_size rows.

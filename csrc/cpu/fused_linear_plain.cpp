@@ -1,0 +1,17 @@
+// fused_linear on any machine.
+#include "fused_linear_rows.h"
+#include "vector_plain.h"
+
+namespace lpd::cpu::plain {
+
+constexpr int kTileRows = 2;
+
+#include "vector_math.inl"
+//
+#include "layer_norm.inl"
+//
+#include "fused_linear_rows.inl"
+//
+#include "fused_linear_product.inl"
+
+}  // namespace lpd::cpu::plain

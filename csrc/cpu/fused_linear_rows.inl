@@ -1,0 +1,102 @@
+// Prologue and epilogue of fused_linear, for the namespace and target of the including file.
+
+// Writes a row as the product takes it: normalised or copied, padded with zeros to whole blocks,
+// which lie `block_stride` apart.
+template <class Source, class Prepared>
+inline void prepare_row(const FusedLinearParams& params,
+                        const Source* x,
+                        Prepared* prepared,
+                        int64_t block_stride) {
+  const int64_t n = params.in_features;
+  const auto load_at = [&](int64_t i) { return load(x + i); };
+  const auto store_at = [&](int64_t i, Vector y) {
+    store(prepared + i / kBlock * block_stride + i % kBlock, y);
+  };
+  if (params.norm_weight != nullptr) {
+    layer_norm(n, params.norm_weight, params.norm_bias, params.norm_eps, load_at, store_at);
+  } else {
+    for (int64_t i = 0; i < n; i += kLanes) store_at(i, load_at(i));
+  }
+  for (int64_t i = n; i < num_blocks(params) * kBlock; i += kLanes) store_at(i, zero());
+}
+
+template <class Source, class Prepared>
+inline void prepare_rows(const FusedLinearParams& params,
+                         int64_t first_row,
+                         int64_t rows,
+                         Prepared* prepared) {
+  const Source* x = static_cast<const Source*>(params.x);
+  for (int64_t row = 0; row < rows; ++row) {
+    const int64_t offset =
+        row_offset(params, first_row + row, params.x_batch_stride, params.x_row_stride);
+    prepare_row(params, x + offset, prepared + row * kBlock, rows * kBlock);
+  }
+}
+
+// erf(z), at most 1.9e-7 from the exact one: a polynomial of degree 15 in z^2, shifted to [-1, 1]
+// where |z| <= 3.9 (fitted at Chebyshev nodes, weight |z| + 0.05), and 1 beyond.
+inline Vector erf(Vector z) {
+  constexpr float kLimit = 3.9f;
+  constexpr float kCoefficients[] = {
+      -0x1.66b918p-11f, 0x1.e999d8p-10f, -0x1.a73c12p-10f, 0x1.1099acp-9f,
+      -0x1.c53dc8p-8f,  0x1.b5ef16p-7f,  -0x1.427f1p-6f,   0x1.df8194p-6f,
+      -0x1.5e0deep-5f,  0x1.da07e8p-5f,  -0x1.2e559ap-4f,  0x1.73689ap-4f,
+      -0x1.c0a44ap-4f,  0x1.13d8cp-3f,   -0x1.72b5f2p-3f,  0x1.734936p-2f,
+  };
+  const Vector square = multiply(z, z);
+  const Vector u = multiply_add(square, broadcast(2.0f / (kLimit * kLimit)), broadcast(-1.0f));
+  Vector ratio = broadcast(kCoefficients[0]);
+  for (int i = 1; i < 16; ++i) ratio = multiply_add(ratio, u, broadcast(kCoefficients[i]));
+  const Vector inside = multiply(ratio, z);
+  const Vector outside = select(less(z, zero()), broadcast(-1.0f), broadcast(1.0f));
+  return select(less(broadcast(kLimit * kLimit), square), outside, inside);
+}
+
+inline Vector gelu(Vector x) {
+  const Vector half = multiply(x, broadcast(0.5f));
+  return multiply_add(half, erf(multiply(x, broadcast(0.70710678f))), half);
+}
+
+// Turns the sums of a row and a panel into its output; `out` is where the row's output begins.
+template <Epilogue epilogue, class Out>
+inline void finish_row_as(const FusedLinearParams& params,
+                          std::byte* out,
+                          int64_t panel,
+                          const float* sums) {
+  const int64_t first = panel * kPanel;
+  const int64_t count = std::min(kPanel, params.out_features - first);
+  Out* to = reinterpret_cast<Out*>(out) + first;
+  Out padded[kPanel];
+  if (count < kPanel) {  // the last panel: finish a full one beside the output
+    std::fill_n(padded, kPanel, Out{});
+    if (epilogue == Epilogue::kAdd) std::copy_n(to, count, padded);
+    to = padded;
+  }
+  for (int64_t i = 0; i < kPanel; i += kLanes) {
+    Vector y = add(load(sums + i), load(params.bias + first + i));
+    if constexpr (epilogue == Epilogue::kGelu) y = gelu(y);
+    if constexpr (epilogue == Epilogue::kAdd) y = add(load(to + i), y);
+    store(to + i, y);
+  }
+  if (to == padded) std::copy_n(padded, count, reinterpret_cast<Out*>(out) + first);
+}
+
+using FinishRow = void (*)(const FusedLinearParams&, std::byte*, int64_t, const float*);
+
+template <class Out>
+inline FinishRow finish_row_in(Epilogue epilogue) {
+  switch (epilogue) {
+    case Epilogue::kNone:
+      return finish_row_as<Epilogue::kNone, Out>;
+    case Epilogue::kGelu:
+      return finish_row_as<Epilogue::kGelu, Out>;
+    case Epilogue::kAdd:
+      return finish_row_as<Epilogue::kAdd, Out>;
+  }
+  __builtin_unreachable();
+}
+
+inline FinishRow finish_row_for(const FusedLinearParams& params) {
+  return params.out_dtype == Dtype::kFloat32 ? finish_row_in<float>(params.epilogue)
+                                             : finish_row_in<BFloat16>(params.epilogue);
+}

@@ -1,0 +1,95 @@
+// One (image, head) of the tensors of group_attention, in the namespace and for the target of the
+// including file. Keys come in two runs, and which rows see a run is the whole mask.
+
+namespace {
+
+// Keys and values of one stride; rows [first_row, q_len) see all of them.
+template <class T>
+struct KeyRun {
+  const T* k;
+  const T* v;
+  int64_t k_stride;
+  int64_t v_stride;
+  int64_t count;
+  int64_t first_row;
+};
+
+template <class T>
+struct Pair {
+  const T* q;
+  int64_t q_stride;
+  KeyRun<T> runs[2];  // the cache with the context rows, then the queries of this step
+  T* out;
+  int64_t out_stride;
+};
+
+// Appends the context rows to the caches.
+template <class T>
+inline Pair<T> append_and_find(const GroupAttentionParams& params, int64_t number) {
+  const int64_t image = number / params.num_heads, head = number % params.num_heads;
+  const int64_t head_dim = params.head_dim, row_stride = params.qkv_row_stride;
+  const T* q =
+      static_cast<const T*>(params.qkv) + image * params.qkv_batch_stride + head * head_dim;
+  const T* k = q + params.num_heads * head_dim;
+  const T* v = k + params.num_heads * head_dim;
+  T* k_cache = static_cast<T*>(params.k_cache) + image * params.k_strides.batch +
+               head * params.k_strides.head;
+  T* v_cache = static_cast<T*>(params.v_cache) + image * params.v_strides.batch +
+               head * params.v_strides.head;
+  for (int64_t i = 0; i < params.context_len; ++i) {
+    const int64_t slot = params.cache_len + i;
+    std::memcpy(k_cache + slot * params.k_strides.row, k + i * row_stride, head_dim * sizeof(T));
+    std::memcpy(v_cache + slot * params.v_strides.row, v + i * row_stride, head_dim * sizeof(T));
+  }
+  return {
+      .q = q,
+      .q_stride = row_stride,
+      .runs = {{.k = k_cache,
+                .v = v_cache,
+                .k_stride = params.k_strides.row,
+                .v_stride = params.v_strides.row,
+                .count = params.cache_len + params.context_len,
+                .first_row = 0},
+               {.k = k + params.context_len * row_stride,
+                .v = v + params.context_len * row_stride,
+                .k_stride = row_stride,
+                .v_stride = row_stride,
+                .count = params.q_len - params.context_len,
+                .first_row = params.context_len}},
+      .out =
+          static_cast<T*>(params.out) + (image * params.q_len * params.num_heads + head) * head_dim,
+      .out_stride = params.num_heads * head_dim,
+  };
+}
+
+// Cuts a workspace into parts, each at a cache line; without a workspace it only counts.
+class Cutter {
+ public:
+  explicit Cutter(std::byte* workspace) : begin_(workspace) {}
+
+  template <class Part>
+  Part* cut(int64_t count) {
+    Part* part = begin_ ? reinterpret_cast<Part*>(begin_ + size_) : nullptr;
+    size_ += (static_cast<size_t>(count) * sizeof(Part) + 63) / 64 * 64;
+    return part;
+  }
+
+  size_t size() const { return size_; }
+
+ private:
+  std::byte* begin_;
+  size_t size_ = 0;
+};
+
+// The running maximum before any key: finite, so that a block of -inf scores has weights of 0.
+constexpr float kNoMaximum = std::numeric_limits<float>::lowest();
+
+// Rounded once: its error is that of a whole row.
+template <int kCount>
+inline float total_of(const float* parts) {
+  double total = 0;
+  for (int i = 0; i < kCount; ++i) total += parts[i];
+  return static_cast<float>(total);
+}
+
+}  // namespace

@@ -1,0 +1,63 @@
+// fused_linear: a linear layer of few rows with what stands before and after it in a transformer
+// block (the four of a block and the head of LPD, arXiv 2507.01957).
+//   a    = x, or layer_norm(x) * norm_weight + norm_bias, rounded to the dtype of the weight
+//   y    = a weight^T + bias, summed in float32
+//   out  = y | gelu(y), exact with erf | out + y
+// The weight is packed once into panels of 32 output features, zeros beyond the last:
+//   float32   [panels, in_features, 32]
+//   bfloat16  [panels, ceil(in_features / 32), 2, 16, 16, 2]: a panel's blocks of 32 input
+//   features,
+//             each two tiles of 16 output features: [pair of inputs, output, input of the pair]
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "lpd/dtype.h"
+
+namespace lpd {
+
+enum class Epilogue { kNone, kGelu, kAdd };
+
+struct FusedLinearParams {
+  int64_t batch;
+  int64_t num_rows;     // of each sequence of the batch
+  int64_t in_features;  // a multiple of 16
+  int64_t out_features;
+  float norm_eps;
+  Epilogue epilogue;
+  Dtype dtype;      // of the weight: kFloat32 or kBFloat16
+  Dtype out_dtype;  // kFloat32 or kBFloat16
+
+  const void* x;             // [batch, num_rows, in_features]: float32 with a norm, else dtype
+  const void* weight;        // packed
+  const float* bias;         // [panels * 32], zeros beyond out_features
+  const float* norm_weight;  // [in_features] or null: no norm
+  const float* norm_bias;    // [in_features]; read only with norm_weight
+  void* out;                 // [batch, num_rows, out_features]
+
+  int64_t x_batch_stride;
+  int64_t x_row_stride;
+  int64_t out_batch_stride;
+  int64_t out_row_stride;
+};
+
+constexpr int64_t kPanel = 32;  // output features of a panel of the weight
+
+namespace cpu {
+
+// Pieces of the work: row blocks times panels. A piece is computed alone and in one order: the bits
+// of a row depend neither on other rows nor on the cut.
+int64_t fused_linear_num_pieces(const FusedLinearParams& params);
+
+// Bytes of workspace, aligned to 64, that one call of fused_linear needs.
+size_t fused_linear_workspace_size(const FusedLinearParams& params);
+
+// Computes the pieces [begin, end).
+void fused_linear(const FusedLinearParams& params,
+                  int64_t begin,
+                  int64_t end,
+                  std::byte* workspace);
+
+}  // namespace cpu
+}  // namespace lpd

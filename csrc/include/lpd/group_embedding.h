@@ -1,0 +1,44 @@
+// group_embedding: the rows a decode step sends through the transformer (arXiv 2507.01957): context
+// rows of decoded tokens, then query rows, all at the positions that the order names.
+//   context row i  layer_norm(token_emb[tokens[p]] + pos_embed[p]),  p = order[context_begin + i]
+//   query row i    layer_norm(query_token + pos_embed[p]),           p = order[context_end + i]
+#pragma once
+
+#include <cstdint>
+
+#include "lpd/dtype.h"
+
+namespace lpd {
+
+struct GroupEmbeddingParams {
+  int64_t batch;
+  int64_t copies;  // of every image, one after the other: 2 with classifier-free guidance
+  int64_t dim;     // a multiple of 16
+  int64_t context_begin;
+  int64_t context_end;
+  int64_t query_end;
+  float norm_eps;
+  Dtype dtype;  // of the embeddings: kFloat32, kBFloat16 or kFloat16
+
+  const int64_t* tokens;     // [batch, seq_len] in raster order; -1, no token, reads as token 0
+  const int64_t* order;      // [batch, seq_len] raster positions
+  const void* token_emb;     // [vocab_size, dim], contiguous
+  const void* query_token;   // [dim]
+  const void* pos_embed;     // [seq_len, dim], contiguous
+  const float* norm_weight;  // [dim]
+  const float* norm_bias;    // [dim]
+  float* out;                // [copies * batch, query_end - context_begin, dim]
+
+  int64_t tokens_batch_stride;
+  int64_t order_batch_stride;
+  int64_t out_batch_stride;
+  int64_t out_row_stride;
+};
+
+namespace cpu {
+
+// Rows [begin, end) of the batch * (query_end - context_begin), each in all its copies.
+void group_embedding(const GroupEmbeddingParams& params, int64_t begin, int64_t end);
+
+}  // namespace cpu
+}  // namespace lpd

@@ -1,0 +1,105 @@
+// Binding of fused_linear.
+#include "lpd/fused_linear.h"
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <optional>
+
+#include "checks.h"
+#include "workspace.h"
+
+namespace lpd::binding {
+namespace {
+
+constexpr const char* kOp = "fused_linear";
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+void check_contiguous(const Tensor& tensor, const char* argument) {
+  check_cpu(tensor, kOp, argument);
+  STD_TORCH_CHECK(tensor.is_contiguous(), kOp, ": argument `", argument, "`: must be contiguous");
+}
+
+void check_rows(const Tensor& tensor, const char* argument) {
+  check_cpu(tensor, kOp, argument);
+  STD_TORCH_CHECK(tensor.numel() == 0 || tensor.stride(2) == 1, kOp, ": argument `", argument,
+                  "`: the last dimension must be contiguous");
+}
+
+void fused_linear_cpu(Tensor x,
+                      Tensor weight,
+                      Tensor bias,
+                      std::optional<Tensor> norm_weight,
+                      std::optional<Tensor> norm_bias,
+                      double norm_eps,
+                      int64_t epilogue,
+                      Tensor out) {
+  check_shape(x, {-1, -1, -1}, kOp, "x");
+  check_rows(x, "x");
+  const int64_t batch = x.size(0), num_rows = x.size(1), in_features = x.size(2);
+  STD_TORCH_CHECK(in_features >= 16 && in_features % 16 == 0, kOp,
+                  ": argument `x`: expected in_features that are a multiple of 16, got ",
+                  in_features);
+  check_shape(out, {batch, num_rows, -1}, kOp, "out");
+  check_rows(out, "out");
+  const int64_t out_features = out.size(2), panels = ceil_div(out_features, kPanel);
+  const Dtype dtype = float_dtype(weight, kOp, "weight"), out_dtype = float_dtype(out, kOp, "out");
+  STD_TORCH_CHECK(dtype != Dtype::kFloat16 && out_dtype != Dtype::kFloat16, kOp,
+                  ": `weight` and `out`: expected Float or BFloat16, got Half");
+  if (dtype == Dtype::kFloat32) {
+    check_shape(weight, {panels, in_features, kPanel}, kOp, "weight");
+  } else {
+    check_shape(weight, {panels, ceil_div(in_features, 32), 2, 16, 16, 2}, kOp, "weight");
+  }
+  check_contiguous(weight, "weight");
+  check_shape(bias, {panels * kPanel}, kOp, "bias");
+  check_dtype(bias, ScalarType::Float, kOp, "bias");
+  check_contiguous(bias, "bias");
+  STD_TORCH_CHECK(norm_weight.has_value() == norm_bias.has_value(), kOp,
+                  ": `norm_weight` and `norm_bias` belong together");
+  if (norm_weight) {
+    for (const auto& [norm, argument] :
+         {std::pair(&*norm_weight, "norm_weight"), {&*norm_bias, "norm_bias"}}) {
+      check_shape(*norm, {in_features}, kOp, argument);
+      check_dtype(*norm, ScalarType::Float, kOp, argument);
+      check_contiguous(*norm, argument);
+    }
+  }
+  check_dtype(x, norm_weight ? ScalarType::Float : weight.scalar_type(), kOp, "x");
+  STD_TORCH_CHECK(epilogue >= 0 && epilogue <= static_cast<int64_t>(Epilogue::kAdd), kOp,
+                  ": argument `epilogue`: expected 0 to 2, got ", epilogue);
+
+  const FusedLinearParams params{
+      .batch = batch,
+      .num_rows = num_rows,
+      .in_features = in_features,
+      .out_features = out_features,
+      .norm_eps = static_cast<float>(norm_eps),
+      .epilogue = static_cast<Epilogue>(epilogue),
+      .dtype = dtype,
+      .out_dtype = out_dtype,
+      .x = x.const_data_ptr(),
+      .weight = weight.const_data_ptr(),
+      .bias = bias.const_data_ptr<float>(),
+      .norm_weight = norm_weight ? norm_weight->const_data_ptr<float>() : nullptr,
+      .norm_bias = norm_bias ? norm_bias->const_data_ptr<float>() : nullptr,
+      .out = out.mutable_data_ptr(),
+      .x_batch_stride = x.stride(0),
+      .x_row_stride = x.stride(1),
+      .out_batch_stride = out.stride(0),
+      .out_row_stride = out.stride(1),
+  };
+  torch::stable::parallel_for(
+      0, cpu::fused_linear_num_pieces(params), /*grain_size=*/1, [&](int64_t begin, int64_t end) {
+        std::byte* space = workspace(cpu::fused_linear_workspace_size(params));
+        cpu::fused_linear(params, begin, end, space);
+      });
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(lpd_ext, CPU, m) { m.impl("fused_linear", TORCH_BOX(&fused_linear_cpu)); }
+
+}  // namespace lpd::binding

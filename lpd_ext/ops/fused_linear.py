@@ -1,0 +1,268 @@
+"""A linear layer of few rows, fused with the LayerNorm before and the GELU or addition after it."""
+
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from lpd_ext.checks import (
+    check_apart,
+    check_device,
+    check_device_type,
+    check_float,
+    check_shape,
+    check_tensor,
+    fail,
+)
+from lpd_ext.ops.launch import Launch
+
+_OP = "fused_linear"
+_PANEL = 32  # output features side by side in a packed weight
+_TILE = 16
+_DTYPES = (torch.float32, torch.bfloat16)
+_EPILOGUES = ("none", "gelu", "add")
+_ROWS = "[batch, num_rows, features]"
+
+
+@dataclass(frozen=True)
+class PackedLinear:
+    """Weight and bias of a linear layer in the order in which `fused_linear` reads them.
+
+    Parameters
+    ----------
+    weight : Tensor
+        float32 ``[panels, in_features, 32]`` or bfloat16
+        ``[panels, ceil(in_features / 32), 2, 16, 16, 2]``, panels of 32 output features.
+    bias : Tensor
+        float32 ``[panels * 32]``.
+    in_features, out_features : int
+        Of the layer.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    in_features: int
+    out_features: int
+
+
+def pack_linear(
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    dtype: torch.dtype | None = None,
+    into: PackedLinear | None = None,
+) -> PackedLinear:
+    """Pack a linear layer for `fused_linear`.
+
+    Parameters
+    ----------
+    weight : Tensor
+        ``[out_features, in_features]`` as in `torch.nn.Linear`, any float dtype, any strides;
+        in_features a multiple of 16.
+    bias : Tensor, optional
+        ``[out_features]``; none adds nothing.
+    dtype : torch.dtype, optional
+        float32 or bfloat16, of the packed weight; by default that of `weight`.
+    into : PackedLinear, optional
+        Packed before from a layer of this shape and dtype: written again in place.
+
+    Returns
+    -------
+    PackedLinear
+        A copy: later changes of `weight` do not reach it.
+
+    Raises
+    ------
+    ValueError
+        A wrong shape, or `into` of another.
+    TypeError
+        A dtype that is neither float32 nor bfloat16.
+    NotImplementedError
+        in_features that are no multiple of 16.
+
+    Notes
+    -----
+    The copy takes the memory of the weight once more, in `dtype`, rounded up to 32 outputs.
+    """
+    op = "pack_linear"
+    dtype = weight.dtype if dtype is None else dtype
+    if dtype not in _DTYPES:
+        fail(TypeError, op, "dtype", "torch.float32 or torch.bfloat16", dtype)
+    if weight.ndim != 2:
+        fail(ValueError, op, "weight", "[out_features, in_features]", list(weight.shape))
+    out_features, in_features = weight.shape
+    if in_features == 0 or in_features % _TILE:
+        wanted = f"in_features that are a multiple of {_TILE}"
+        fail(NotImplementedError, op, "weight", wanted, in_features)
+    if bias is not None:
+        check_shape(op, "bias", bias, (out_features,), "[out_features]")
+    panels = -(-out_features // _PANEL)
+    shape: tuple[int, ...] = (panels, in_features, _PANEL)
+    if dtype == torch.bfloat16:
+        shape = (panels, -(-in_features // 32), 2, _TILE, _TILE, 2)
+    if into is None:
+        into = PackedLinear(
+            torch.zeros(shape, dtype=dtype, device=weight.device),
+            torch.zeros(panels * _PANEL, device=weight.device),
+            in_features,
+            out_features,
+        )
+    check_shape(op, "into", into.weight, shape, f"a packed weight {list(shape)}")
+    with torch.no_grad():
+        _copy_panels(into.weight, weight)
+        if bias is not None:
+            into.bias[:out_features].copy_(bias)
+    return into
+
+
+def _copy_panels(packed: Tensor, weight: Tensor) -> None:
+    """Write the features there are; what pads them to whole panels and blocks stays zero."""
+    in_features = weight.shape[1]
+    if packed.ndim == 3:
+        unpacked = packed.transpose(1, 2)  # [panels, 32, in_features]
+        for panel, rows in enumerate(weight.split(_PANEL)):
+            unpacked[panel, : len(rows)].copy_(rows)
+        return
+    # [panel, block, tile, pair, output, input of the pair] as [panel, tile, output, block, pair, 2]
+    unpacked = packed.permute(0, 2, 4, 1, 3, 5)
+    whole = in_features // 32
+    for panel, rows in enumerate(weight.split(_PANEL)):
+        for tile, outputs in enumerate(rows.split(_TILE)):
+            target = unpacked[panel, tile, : len(outputs)]
+            target[:, :whole].copy_(outputs[:, : whole * 32].unflatten(1, (whole, _TILE, 2)))
+            if whole * 32 < in_features:
+                target[:, whole, : _TILE // 2].copy_(outputs[:, whole * 32 :].unflatten(1, (-1, 2)))
+
+
+def fused_linear(
+    x: Tensor,
+    packed: PackedLinear,
+    *,
+    norm: tuple[Tensor, Tensor] | None = None,
+    norm_eps: float = 1e-6,
+    epilogue: str = "none",
+    out: Tensor,
+) -> Tensor:
+    """Write a linear layer of `x`, or of its LayerNorm, to `out`, through GELU or added to it.
+
+    ::
+
+        a = layer_norm(x, *norm, norm_eps) if norm else x      # in the dtype of the weight
+        y = a @ weight.T + bias                                # sums in float32
+        out = {"none": y, "gelu": gelu(y), "add": out + y}[epilogue]
+
+    Parameters
+    ----------
+    x : Tensor
+        ``[batch, num_rows, in_features]``, CPU, the last dimension contiguous: float32 with `norm`,
+        else in the dtype of the weight.
+    packed : PackedLinear
+        From `pack_linear`: float32 or bfloat16.
+    norm : tuple of Tensor, optional
+        Weight and bias of a LayerNorm, float32 ``[in_features]``.
+    norm_eps : float
+        Added to the variance.
+    epilogue : str
+        ``"none"``, ``"gelu"`` (exact, with erf) or ``"add"``.
+    out : Tensor
+        ``[batch, num_rows, out_features]``, float32 or bfloat16, the last dimension contiguous;
+        memory apart from `x`.
+
+    Returns
+    -------
+    Tensor
+        `out`.
+
+    Raises
+    ------
+    ValueError
+        A wrong shape, stride, device or epilogue, or `out` overlaps `x`.
+    TypeError
+        A wrong dtype or type.
+    NotImplementedError
+        A device without a kernel, or a tensor that requires grad.
+
+    Notes
+    -----
+    Allocates no tensor. A row's bits depend neither on other rows, their number nor on the number
+    of threads; they do depend on the instruction set (`lpd_ext.cpu_variant`). AMX multiplies
+    bfloat16 and rounds the normalised rows to it; AVX2 and AVX-512 keep them in float32. `out` is
+    bfloat16 or float32 whatever the weight is.
+
+    Source: the layers of arXiv 2507.01957; what is fused is our choice.
+
+    Examples
+    --------
+    >>> layer = torch.nn.Linear(32, 8)
+    >>> packed = pack_linear(layer.weight.detach(), layer.bias.detach())
+    >>> fused_linear(torch.randn(1, 5, 32), packed, epilogue="gelu", out=torch.empty(1, 5, 8)).shape
+    torch.Size([1, 5, 8])
+    """
+    torch.ops.lpd_ext.fused_linear(*_arguments(x, packed, norm, norm_eps, epilogue, out))
+    return out
+
+
+def prepare_fused_linear(
+    x: Tensor,
+    packed: PackedLinear,
+    *,
+    norm: tuple[Tensor, Tensor] | None = None,
+    norm_eps: float = 1e-6,
+    epilogue: str = "none",
+    out: Tensor,
+) -> Launch:
+    """Check the arguments of `fused_linear` once; the result runs it on them, time and again."""
+    arguments = _arguments(x, packed, norm, norm_eps, epilogue, out)
+    return partial(torch.ops.lpd_ext.fused_linear.default, *arguments)
+
+
+def _arguments(
+    x: Tensor,
+    packed: PackedLinear,
+    norm: tuple[Tensor, Tensor] | None,
+    norm_eps: float,
+    epilogue: str,
+    out: Tensor,
+) -> tuple[Tensor | float | None, ...]:
+    """Return what the operator takes, checked."""
+    weight, bias = packed.weight, packed.bias
+    check_tensor(_OP, "x", x, _DTYPES if norm is None else (torch.float32,), _ROWS, 3)
+    check_device_type(_OP, "x", x, ("cpu",))
+    batch, num_rows, in_features = x.shape
+    if in_features != packed.in_features:
+        fail(ValueError, _OP, "x", f"{packed.in_features} features", in_features)
+    if norm is None and x.dtype != weight.dtype:
+        fail(TypeError, _OP, "x", f"{weight.dtype}, as the weight", x.dtype)
+    check_tensor(_OP, "out", out, _DTYPES, _ROWS, 3)
+    check_shape(_OP, "out", out, (batch, num_rows, packed.out_features), _ROWS)
+    check_device(_OP, "out", out, x.device)
+    for name, rows in (("x", x), ("out", out)):
+        if rows.numel() and rows.stride(2) != 1:
+            fail(ValueError, _OP, name, "a contiguous last dimension", f"strides {rows.stride()}")
+    check_apart(_OP, {"out": out}, {"x": x})
+    norm_weight, norm_bias = (None, None) if norm is None else norm
+    if norm_weight is not None and norm_bias is not None:
+        for tensor in (norm_weight, norm_bias):
+            check_tensor(_OP, "norm", tensor, (torch.float32,), "[in_features]", 1)
+            check_shape(_OP, "norm", tensor, (in_features,), "[in_features]")
+            check_device(_OP, "norm", tensor, x.device)
+    check_float(_OP, "norm_eps", norm_eps)
+    if epilogue not in _EPILOGUES:
+        fail(ValueError, _OP, "epilogue", f"one of {_EPILOGUES}", repr(epilogue))
+    index = _EPILOGUES.index(epilogue)
+    return x, weight, bias, norm_weight, norm_bias, norm_eps, index, out
+
+
+@torch.library.register_fake("lpd_ext::fused_linear")
+def _(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    norm_eps: float,
+    epilogue: int,
+    out: Tensor,
+) -> None:
+    return None

@@ -1,0 +1,351 @@
+"""A decode loop planned once and run many times: fixed shapes, fixed memory, no decisions inside.
+
+Whatever may differ between two images is data in the plan's buffers; a step is a list of operators
+bound to their arguments.
+
+Source: Algorithm 1 of arXiv 2507.01957; the loop is that of `lpd_ext.decode`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, overload
+
+import torch
+from torch import Tensor
+
+from lpd_ext.checks import check_int, checked_group_sizes, fail
+from lpd_ext.decode import Progress, guide, raise_for_invalid
+from lpd_ext.decode_request import DecodeRequest, check_request
+from lpd_ext.models.lpd import LPD, UNCONDITIONAL
+from lpd_ext.ops.fused_linear import prepare_fused_linear
+from lpd_ext.ops.group_attention import prepare_group_attention
+from lpd_ext.ops.group_embedding import prepare_group_embedding
+from lpd_ext.ops.launch import Launch
+from lpd_ext.ops.token_selection import prepare_token_selection_
+from lpd_ext.packed_model import PackedModel, check_model
+from lpd_ext.plan_buffers import PlanBuffers, PlanShape
+
+_OWNER = "DecodePlan"
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One forward pass."""
+
+    group: slice  # of the entries of `order`
+    embed: Launch  # context from the tokens chosen so far
+    embed_forced: Launch  # context from the tokens given
+    transform: list[Launch]
+    logits: Tensor
+    select: Launch
+
+
+class DecodePlan:
+    """`lpd_ext.decode` for one model, batch size, list of group sizes and dtype, prepared once.
+
+    Parameters
+    ----------
+    model : LPD
+        In evaluation, on the CPU. Later changes of its weights are noticed, see `PackedModel`.
+    batch_size : int
+        Images decoded together; a call with fewer is padded, and costs as much.
+    group_sizes : Sequence[int]
+        Positive; sums to seq_len, or to fewer positions: the others are known tokens in every call.
+    guided : bool
+        Whether there is classifier-free guidance: an unconditional half beside each image.
+    dtype : torch.dtype, optional
+        float32 or bfloat16, of matrix products, caches and attention; by default the model's.
+        Norms, sums, the residual stream and logits are float32.
+    packed : PackedModel, optional
+        Weights to share with other plans of this model and dtype. By default packed here: the
+        model's linear layers take their memory once more, in `dtype`.
+
+    Raises
+    ------
+    ValueError
+        The model is in training, or an argument's value does not fit; the message names it.
+    TypeError
+        An argument's type or the dtype does not fit.
+    NotImplementedError
+        The model is on a device without kernels.
+    MemoryError
+        There is not enough memory; the message names the sizes. Nothing is kept.
+
+    Notes
+    -----
+    A call allocates before its loop and after it, never inside, but for what `return_logits` and
+    `progress` ask for; kernels keep a small workspace a thread. An image's bits depend neither on
+    the other images, nor on its place, the batch size or the number of threads: all matrix products
+    are the package's own. They do depend on the instruction set (`lpd_ext.cpu_variant`), and differ
+    from those of `lpd_ext.decode` in the last places. Not for several threads at once.
+
+    Examples
+    --------
+    >>> from lpd_ext import LPD, LPDConfig, group_order
+    >>> config = LPDConfig(grid=(4, 4), dim=64, depth=1, num_heads=2, vocab_size=8, num_classes=3)
+    >>> plan = DecodePlan(LPD(config).eval(), 2, [1, 3, 12], guided=False)
+    >>> order = group_order(torch.tensor([7]), config.grid, [1, 3, 12])
+    >>> plan(torch.tensor([2]), order, temperature=0).shape
+    torch.Size([1, 16])
+    """
+
+    def __init__(
+        self,
+        model: LPD,
+        batch_size: int,
+        group_sizes: Sequence[int],
+        *,
+        guided: bool = True,
+        dtype: torch.dtype | None = None,
+        packed: PackedModel | None = None,
+    ) -> None:
+        check_model(_OWNER, model)
+        check_int(_OWNER, "batch_size", batch_size, 1)
+        if not isinstance(guided, bool):
+            fail(TypeError, _OWNER, "guided", "a bool", type(guided).__name__)
+        dtype = model.dtype if dtype is None else dtype
+        if dtype not in PackedModel.DTYPES:
+            fail(TypeError, _OWNER, "dtype", f"one of {PackedModel.DTYPES}", dtype)
+        if packed is not None and (packed.model is not model or packed.dtype != dtype):
+            wanted = f"weights of this model in {dtype}"
+            fail(ValueError, _OWNER, "packed", wanted, f"others, in {packed.dtype}")
+        sizes = checked_group_sizes(_OWNER, group_sizes, model.config.seq_len, or_fewer=True)
+        self.model = model
+        self.shape = PlanShape(model.config, batch_size, tuple(sizes), guided, dtype)
+        try:
+            self.packed = PackedModel(model, dtype) if packed is None else packed
+            self._buffers = PlanBuffers(self.shape, model.device)
+        except (MemoryError, RuntimeError) as error:
+            if not isinstance(error, MemoryError) and "memory" not in str(error):
+                raise
+            raise MemoryError(
+                f"{_OWNER}: not enough memory for batch_size {batch_size}, "
+                f"{'guided' if guided else 'not guided'}, {dtype}: {_in_words(self.shape)}"
+            ) from error
+        self._steps = [self._plan_step(step) for step in range(len(sizes))]
+
+    @property
+    def nbytes(self) -> dict[str, int]:
+        """Memory by purpose; the packed weights may be shared with other plans."""
+        return {**self.shape.nbytes(), "packed weights": self.packed.nbytes}
+
+    def release(self) -> None:
+        """Give the memory back; after that the plan decodes no more."""
+        self._steps = []
+        self.__dict__.pop("_buffers", None)
+        self.__dict__.pop("packed", None)
+
+    def _plan_step(self, step: int) -> _Step:
+        shape, buffers, weights = self.shape, self._buffers, self.packed
+        x, logits = buffers.x(step), buffers.logits(step)
+        qkv, attended, hidden = buffers.qkv(step), buffers.attended(step), buffers.hidden(step)
+        heads = qkv.unflatten(2, (3, shape.config.num_heads, shape.config.head_dim))
+        context_len = shape.context_len(step)
+        cache_len = sum(shape.context_len(earlier) for earlier in range(step))
+
+        def embed(tokens: Tensor) -> Launch:
+            return prepare_group_embedding(
+                tokens,
+                buffers.order,
+                weights.token_emb,
+                weights.query_token,
+                weights.pos_embed,
+                weights.embedding_norm,
+                shape.context(step),
+                shape.cu[step + 1],
+                out=x[:, 1:] if step == 0 else x,  # behind the class row
+            )
+
+        transform: list[Launch] = []
+        for layer, block in enumerate(weights.blocks):
+            keys, values = buffers.keys[layer], buffers.values[layer]
+            transform += [
+                prepare_fused_linear(x, block.qkv, norm=block.norm1, out=qkv),
+                prepare_group_attention(heads, keys, values, cache_len, context_len, out=attended),
+                prepare_fused_linear(attended, block.proj, epilogue="add", out=x),
+                prepare_fused_linear(x, block.fc1, norm=block.norm2, epilogue="gelu", out=hidden),
+                prepare_fused_linear(hidden, block.fc2, epilogue="add", out=x),
+            ]
+        queries = x[:, context_len:]
+        transform.append(prepare_fused_linear(queries, weights.head, norm=weights.norm, out=logits))
+
+        group = slice(shape.cu[step], shape.cu[step + 1])
+        drawn = slice(group.start - shape.num_known, group.stop - shape.num_known)
+        select = prepare_token_selection_(
+            buffers.tokens,
+            buffers.order[:, group],
+            logits,
+            buffers.uniform[:, drawn],
+            cfg_scale=buffers.cfg_scale[:, group] if shape.guided else None,
+            temperature=buffers.temperature,
+            top_k=buffers.top_k,
+            top_p=buffers.top_p,
+        )
+        return _Step(
+            group, embed(buffers.tokens), embed(buffers.forced_tokens), transform, logits, select
+        )
+
+    @overload
+    def __call__(
+        self,
+        class_labels: Tensor,
+        order: Tensor,
+        *,
+        uniform: Tensor | None = ...,
+        cfg_scale: float | Tensor = ...,
+        cfg_schedule: str = ...,
+        temperature: float | Tensor = ...,
+        top_k: int | Tensor = ...,
+        top_p: float | Tensor = ...,
+        known_tokens: Tensor | None = ...,
+        forced_tokens: Tensor | None = ...,
+        return_logits: Literal[False] = ...,
+        progress: Progress | None = ...,
+    ) -> Tensor: ...
+
+    @overload
+    def __call__(
+        self,
+        class_labels: Tensor,
+        order: Tensor,
+        *,
+        uniform: Tensor | None = ...,
+        cfg_scale: float | Tensor = ...,
+        cfg_schedule: str = ...,
+        temperature: float | Tensor = ...,
+        top_k: int | Tensor = ...,
+        top_p: float | Tensor = ...,
+        known_tokens: Tensor | None = ...,
+        forced_tokens: Tensor | None = ...,
+        return_logits: Literal[True],
+        progress: Progress | None = ...,
+    ) -> tuple[Tensor, Tensor]: ...
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        class_labels: Tensor,
+        order: Tensor,
+        *,
+        uniform: Tensor | None = None,
+        cfg_scale: float | Tensor = 1.0,
+        cfg_schedule: str = "linear",
+        temperature: float | Tensor = 1.0,
+        top_k: int | Tensor = 0,
+        top_p: float | Tensor = 1.0,
+        known_tokens: Tensor | None = None,
+        forced_tokens: Tensor | None = None,
+        return_logits: bool = False,
+        progress: Progress | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Decode up to `batch_size` images; arguments, results and errors as in `lpd_ext.decode`.
+
+        Parameters
+        ----------
+        class_labels, order, uniform, cfg_scale, cfg_schedule, temperature, top_k, top_p
+            As in `lpd_ext.decode`. A plan without guidance takes the number 1 as `cfg_scale`; one
+            with guidance computes both halves for that, too.
+        known_tokens, forced_tokens, return_logits, progress
+            Likewise; as many known positions as the plan leaves out of its groups.
+
+        Returns
+        -------
+        tokens : Tensor
+            int64 ``[batch, seq_len]`` in raster order.
+        logits : Tensor
+            Only with `return_logits`: float32 ``[batch, num_generated, vocab_size]``.
+
+        Raises
+        ------
+        ValueError, TypeError, InvalidLogitsError
+            As in `lpd_ext.decode`; also for more images than planned, and a model that is in
+            training now or has weights of another shape.
+        RuntimeError
+            The plan was released.
+        """
+        if not self._steps:
+            raise RuntimeError(f"{_OWNER}: the plan was released; make a new one")
+        request = check_request(
+            self.model, class_labels, self.shape.group_sizes, order, uniform, cfg_scale,
+            cfg_schedule, temperature, top_k, top_p, known_tokens, forced_tokens,
+        )  # fmt: skip
+        count = len(class_labels)
+        if count > self.shape.batch_size:
+            wanted = f"at most the {self.shape.batch_size} images planned for"
+            fail(ValueError, _OWNER, "class_labels", wanted, count)
+        if request.cfg_scale is not None and not self.shape.guided:
+            fail(ValueError, _OWNER, "cfg_scale", "the number 1: planned without guidance", "more")
+        self.packed.refresh()
+        buffers = self._buffers
+        self._take(request, class_labels, order, temperature, top_k, top_p)
+        tokens = buffers.tokens[:count]
+        buffers.tokens.fill_(-1)
+        if known_tokens is not None:
+            buffers.tokens.copy_(self._padded(known_tokens))
+        if forced_tokens is not None:
+            buffers.forced_tokens.copy_(self._padded(forced_tokens))
+
+        all_logits = []
+        for done, step in enumerate(self._steps, start=1):
+            if forced_tokens is None or step.group.start == self.shape.num_known:
+                step.embed()
+            else:
+                step.embed_forced()
+            for launch in step.transform:
+                launch()
+            step.select()
+            if return_logits:
+                halves = step.logits.unflatten(0, (-1, self.shape.batch_size))[:, :count]
+                scale = buffers.cfg_scale[:count, step.group]
+                both = halves.flatten(0, 1)
+                all_logits.append(guide(both, scale) if self.shape.guided else both.clone())
+            if progress is not None:
+                progress(done, len(self._steps), tokens.clone())
+
+        tokens = tokens.clone()
+        raise_for_invalid(tokens, order, self.shape.cu)
+        return (tokens, torch.cat(all_logits, dim=1)) if return_logits else tokens
+
+    def _take(
+        self,
+        request: DecodeRequest,
+        class_labels: Tensor,
+        order: Tensor,
+        temperature: float | Tensor,
+        top_k: int | Tensor,
+        top_p: float | Tensor,
+    ) -> None:
+        """Bring what a call asks for into the buffers; padding repeats the last image."""
+        buffers = self._buffers
+        buffers.order.copy_(self._padded(order))
+        buffers.uniform.copy_(self._padded(request.uniform))
+        scale = request.cfg_scale
+        if scale is None:
+            buffers.cfg_scale.fill_(1.0)
+        else:
+            buffers.cfg_scale.copy_(self._padded(scale))
+        for buffer, value in (
+            (buffers.temperature, temperature),
+            (buffers.top_k, top_k),
+            (buffers.top_p, top_p),
+        ):
+            if isinstance(value, Tensor):
+                buffer.copy_(self._padded(value))
+            else:
+                buffer.fill_(value)
+        labels = self._padded(class_labels)
+        if self.shape.guided:
+            labels = torch.cat([labels, torch.full_like(labels, UNCONDITIONAL)])
+        buffers.x(0)[:, :1].copy_(self.model.embed_class(labels))
+
+    def _padded(self, per_image: Tensor) -> Tensor:
+        missing = self.shape.batch_size - len(per_image)
+        if missing == 0:
+            return per_image
+        return torch.cat([per_image, per_image[-1:].expand(missing, *per_image.shape[1:])])
+
+
+def _in_words(shape: PlanShape) -> str:
+    return ", ".join(f"{what} {size / 2**20:.1f} MiB" for what, size in shape.nbytes().items())
