@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lpd_ext.checks import check_device_type, fail
-from lpd_ext.models.lpd import LPD
+from lpd_ext.models.lpd import LPD, Block
 from lpd_ext.ops import PackedLinear, pack_linear
 
 Norm: TypeAlias = tuple[Tensor, Tensor]
@@ -81,7 +81,7 @@ class PackedModel:
                     fc1=self._pack(block.mlp.fc1),
                     fc2=self._pack(block.mlp.fc2),
                 )
-                for block in model.blocks
+                for block in _blocks(model)
             ]
             self.norm = _copied(model.norm)
             self.head = self._pack(model.head)
@@ -126,7 +126,7 @@ class PackedModel:
             self.query_token.copy_(model.mask_token[0, 0])
             self.pos_embed.copy_(model.pos_embed[0, 1:])
             _copy(self.embedding_norm, model.z_proj_ln)
-            for packed, block in zip(self.blocks, model.blocks, strict=True):
+            for packed, block in zip(self.blocks, _blocks(model), strict=True):
                 _copy(packed.norm1, block.norm1)
                 self._pack(block.attn.qkv, packed.qkv)
                 self._pack(block.attn.proj, packed.proj)
@@ -138,8 +138,7 @@ class PackedModel:
         self._seen = weights  # last: an error half-way makes the next call begin again
         return True
 
-    def _pack(self, linear: nn.Module, into: PackedLinear | None = None) -> PackedLinear:
-        assert isinstance(linear, nn.Linear)
+    def _pack(self, linear: nn.Linear, into: PackedLinear | None = None) -> PackedLinear:
         return pack_linear(linear.weight, linear.bias, dtype=self.dtype, into=into)
 
 
@@ -177,12 +176,14 @@ def _weights(model: LPD) -> list[_Weight]:
     return weights
 
 
-def _copied(norm: nn.Module) -> Norm:
-    assert isinstance(norm, nn.LayerNorm)
+def _blocks(model: LPD) -> list[Block]:
+    return [block for block in model.blocks if isinstance(block, Block)]
+
+
+def _copied(norm: nn.LayerNorm) -> Norm:
     return norm.weight.detach().float().clone(), norm.bias.detach().float().clone()
 
 
-def _copy(into: Norm, norm: nn.Module) -> None:
-    assert isinstance(norm, nn.LayerNorm)
+def _copy(into: Norm, norm: nn.LayerNorm) -> None:
     into[0].copy_(norm.weight)
     into[1].copy_(norm.bias)

@@ -12,5 +12,5 @@
 
 #define LPD_AVX2 "avx2,fma,f16c"
 #define LPD_AVX512 LPD_AVX2 ",avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512"
-#define LPD_AMX LPD_AVX512 ",amx-tile,amx-bf16"
+#define LPD_AMX LPD_AVX512 ",avx512bf16,amx-tile,amx-bf16"
 #endif

@@ -38,7 +38,8 @@ Variant find_best_variant() {
            __builtin_cpu_supports("avx512dq"), __builtin_cpu_supports("avx512vl"))) {
     return Variant::kAvx2;
   }
-  return amx_permitted() ? Variant::kAmx : Variant::kAvx512;
+  const bool amx = has(__builtin_cpu_supports("avx512bf16")) && amx_permitted();
+  return amx ? Variant::kAmx : Variant::kAvx512;
 #else
   return Variant::kPlain;
 #endif

@@ -68,7 +68,7 @@ class LPD(nn.Module):
         self.token_emb = nn.Embedding(config.vocab_size, dim)
         self.z_proj_ln = _LayerNorm(dim, eps=_NORM_EPS)
         self.blocks = nn.ModuleList(
-            _Block(dim, config.num_heads, config.mlp_ratio) for _ in range(config.depth)
+            Block(dim, config.num_heads, config.mlp_ratio) for _ in range(config.depth)
         )
         self.norm = _LayerNorm(dim, eps=_NORM_EPS)
         self.head = nn.Linear(dim, config.vocab_size, bias=False)
@@ -234,7 +234,9 @@ def cu_group_sizes(group_sizes: Sequence[int]) -> list[int]:
     return [0, *accumulate(group_sizes)]
 
 
-class _Block(nn.Module):
+class Block(nn.Module):
+    """Attention, then MLP, each behind a LayerNorm and added to the residual stream."""
+
     def __init__(self, dim: int, num_heads: int, mlp_ratio: int) -> None:
         super().__init__()
         self.norm1 = _LayerNorm(dim, eps=_NORM_EPS)
@@ -243,6 +245,7 @@ class _Block(nn.Module):
         self.mlp = _MLP(dim, dim * mlp_ratio)
 
     def forward(self, x: Tensor, layer: int, attend: Attend) -> Tensor:
+        """Return rows ``[batch, q_len, dim]`` after both."""
         dtype = self.mlp.fc1.weight.dtype
         x = x + self.attn(self.norm1(x).to(dtype), layer, attend)
         return x + self.mlp(self.norm2(x).to(dtype))  # type: ignore[no-any-return]

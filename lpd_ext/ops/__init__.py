@@ -1,13 +1,14 @@
 """The operators: public function, docstring and fake kernel, one file each."""
 
 from lpd_ext import _binary as _binary  # registers torch.ops.lpd_ext
-from lpd_ext.ops.fused_linear import fused_linear, pack_linear
+from lpd_ext.ops.fused_linear import PackedLinear, fused_linear, pack_linear
 from lpd_ext.ops.group_attention import group_attention
 from lpd_ext.ops.group_embedding import group_embedding
 from lpd_ext.ops.group_order import group_order
 from lpd_ext.ops.token_selection import token_selection, token_selection_
 
 __all__ = [
+    "PackedLinear",
     "fused_linear",
     "group_attention",
     "group_embedding",

@@ -9,7 +9,7 @@ enum class Variant {
   kPlain,   // C++ alone, on any machine
   kAvx2,    // with FMA and F16C
   kAvx512,  // F, BW, DQ and VL
-  kAmx,     // tiles of bfloat16
+  kAmx,     // tiles of bfloat16, and AVX512_BF16
 };
 
 // The most that this machine has; asks the kernel for the tile registers where there are any.
