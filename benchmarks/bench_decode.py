@@ -5,6 +5,8 @@ random, with a head that spreads the logits as a trained one does. The tokenizer
 in.
 """
 
+from copy import deepcopy
+
 import pytest
 import torch
 from published_loop import block_causal_mask, published_loop
@@ -46,7 +48,7 @@ def errors(logits, exact):
 def duel(versus, config, batch, rounds):
     """Verify on forced tokens, then time."""
     wide = random_model(config)
-    narrow = random_model(config).to(torch.bfloat16)
+    narrow = deepcopy(wide).to(torch.bfloat16)
     (labels, sizes, order), uniform, forced = arguments(config, batch)
     mask = block_causal_mask(sizes)
     sdpa = SDPALoop(narrow, batch, sizes)

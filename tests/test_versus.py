@@ -10,10 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from lpd_ext import LPDConfig
+
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
+from bench_decode import ROUNDS, duel
 from contender import Contender, fastest, summary
 from machine import cpu_name, machine
-from report import fill, trim
+from report import BASELINES, fill, trim
 
 ROOT = Path(__file__).parent.parent
 BENCHMARKS = ROOT / "benchmarks"
@@ -134,3 +137,20 @@ def test_benchmarks_of_ops_run_and_verify():
     # Their smallest cases, untimed: a benchmark nobody runs rots.
     smallest = "256-0-2 or unfiltered or (one and 16x16)"
     pytest_run(str(BENCHMARKS), "--benchmark-disable", "-k", smallest, cwd=ROOT)
+
+
+def test_benchmark_of_a_generation_verifies_and_runs():
+    # On a tiny model: the plan and the loops still take these arguments and agree.
+    config = LPDConfig(grid=(8, 8), dim=64, depth=2, num_heads=2, vocab_size=1024, num_classes=9)
+    shown = {}
+
+    def versus(op, case, ours, baselines, *, rounds, **notes):
+        loops = {"plan": ours} | baselines
+        shown.update(notes, op=op, tokens={name: loop() for name, loop in loops.items()})
+        assert baselines.keys() <= BASELINES.keys()  # the report can say what they are
+
+    duel(versus, config, batch=2, rounds=ROUNDS[4])
+    assert shown["op"] == "decode"
+    assert {tuple(tokens.shape) for tokens in shown["tokens"].values()} == {(2, 64)}
+    assert shown["logits_error"].keys() == shown["tokens"].keys()
+    assert all(0 < error["mean"] < 0.1 for error in shown["logits_error"].values())
