@@ -1,6 +1,8 @@
+import itertools
 import json
 import math
 import random
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from order_rules import RuleError, check_order
 
-from lpd_ext import group_order, group_sizes
+from lpd_ext import cpu_variant, group_order, group_sizes
 from lpd_ext.ops import reference
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "orders.json").read_text())
@@ -137,6 +139,107 @@ def test_equals_reference(device, grid):
     seeds = torch.tensor([-1], device=device)
     orders = group_order(seeds, grid, sizes)
     assert torch.equal(orders, reference.group_order(seeds, grid, sizes))
+
+
+# Grids of every shape: registers half full, rows of more than 64 and of more than 128 cells, the
+# largest and the next squared distance that 16 bits hold (1 x 256, 1 x 257).
+VARIANT_GRIDS = ((1, 1), (5, 1), (7, 9), (16, 16), (3, 65), (130, 2), (1, 256), (1, 257), (12, 12))
+PROXIMITIES = (-1.0, 0.7071067811865476, 1.0, 1.5, 9.0)
+REPULSIONS = (0, 1, 2, 3, 64, 2**40)
+
+
+@lru_cache
+def variant_cases():
+    """Arguments over seeds, grids, thresholds and known masks, with the order of the reference."""
+    rng = random.Random(5)
+    cases = []
+    everything = list(itertools.product(VARIANT_GRIDS, PROXIMITIES, REPULSIONS))
+    for grid, proximity, repulsion in rng.sample(everything, 90):  # the reference is slow
+        seq_len = grid[0] * grid[1]
+        num_known = rng.choice([0, 0, rng.randrange(seq_len + 1)])
+        left = seq_len - num_known
+        steps = rng.randrange(1, min(left, 12) + 1) if left else 0
+        cuts = sorted(rng.sample(range(1, left), steps - 1)) if steps else []
+        sizes = [b - a for a, b in itertools.pairwise([0, *cuts, left])] if steps else []
+        known = None
+        if num_known:
+            known = torch.zeros(1, seq_len, dtype=torch.bool)
+            known[0, rng.sample(range(seq_len), num_known)] = True
+        seeds = torch.tensor([rng.randrange(-(2**63), 2**63)])
+        options = {
+            "proximity_threshold": proximity,
+            "repulsion_threshold": repulsion,
+            "known": known,
+        }
+        arguments = (seeds, grid, sizes)
+        cases.append((arguments, options, reference.group_order(*arguments, **options)))
+    return cases
+
+
+def test_every_variant_draws_the_orders_of_the_reference(variant):
+    for arguments, options, expected in variant_cases():
+        assert torch.equal(group_order(*arguments, **options), expected), (arguments, options)
+
+
+@lru_cache
+def plain_orders(grid, num_steps, repulsion):
+    cpu_variant.set_cpu_variant("plain")
+    sizes = group_sizes(grid[0] * grid[1], num_steps)
+    return group_order(torch.arange(500) - 250, grid, sizes, repulsion_threshold=repulsion)
+
+
+@pytest.mark.parametrize(
+    ("grid", "num_steps", "repulsion"), [((16, 16), 20, 2), ((16, 16), 20, 3), ((32, 32), 48, 4)]
+)
+def test_every_variant_draws_the_orders_of_plain(variant, grid, num_steps, repulsion):
+    expected = plain_orders(grid, num_steps, repulsion)
+    cpu_variant.set_cpu_variant(variant)
+    sizes = group_sizes(grid[0] * grid[1], num_steps)
+    orders = group_order(torch.arange(500) - 250, grid, sizes, repulsion_threshold=repulsion)
+    assert torch.equal(orders, expected)
+
+
+def test_distance_across_the_widest_grid_of_16_bits_and_the_next(variant):
+    # Beside the known position 1 starts, some time, position 0: from there the last is farthest,
+    # 256 or 255 cells away; 256 squared is 0 in 16 bits.
+    for width in (256, 257):
+        known = torch.zeros(16, width, dtype=torch.bool)
+        known[:, 1] = True
+        options = {"repulsion_threshold": 2, "known": known}
+        orders = group_order(torch.arange(16), (1, width), [2, width - 3], **options)
+        assert {0, 2} == set(orders[:, 1].tolist())
+        assert set(orders[:, 2].tolist()) == {width - 1}
+
+
+def test_distance_beyond_32_bits(variant):
+    # From wherever the first position is, the other end is 50000 cells away or more: the square
+    # is beyond 2^31.
+    width = 100_000
+    seeds = torch.tensor([0, 3])
+    orders = group_order(seeds, (1, width), [3, width - 3], proximity_threshold=9.0)
+    for first, second, third in orders[:, :3].tolist():
+        ends = sorted((0, width - 1), key=lambda end: -abs(end - first))
+        assert second == ends[0]
+        gaps = {ends[1]: abs(ends[1] - first), (first + second) // 2: abs(second - first) // 2}
+        assert third in {max(gaps, key=gaps.get), (first + second + 1) // 2}
+
+
+def test_workspace_of_other_calls_leaves_no_trace(device):
+    # The workspace of a thread is kept: a larger and a smaller grid, and one of wide numbers.
+    calls = [((16, 16), SIZES_20), ((5, 6), [30]), ((1, 300), [100, 200]), ((24, 24), [76, 500])]
+    seeds = torch.arange(3, device=device)
+    expected = [group_order(seeds, *call) for call in calls]
+    for i, j in itertools.permutations(range(len(calls)), 2):
+        assert torch.equal(group_order(seeds, *calls[i]), expected[i])
+        assert torch.equal(group_order(seeds, *calls[j]), expected[j])
+    assert torch.equal(expected[0], reference.group_order(seeds, *calls[0]))
+
+
+def test_threads_change_nothing(device):
+    seeds = torch.arange(9, device=device)
+    expected = group_order(seeds, (16, 16), SIZES_20)
+    torch.set_num_threads(2)  # one_thread of conftest.py restores it
+    assert torch.equal(group_order(seeds, (16, 16), SIZES_20), expected)
 
 
 def test_known_positions_come_first(device):

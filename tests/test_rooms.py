@@ -17,7 +17,12 @@ MAX_LINES = 450
 INCLUDES = {
     "csrc/include/lpd": [r"lpd/.*\.h", r"cuda_runtime_api\.h"],
     "csrc/cuda": [r"lpd/.*\.h", r"cuda.*\.h", r"cub/.*", r".*\.cuh", r"dispatch\.h"],
-    "csrc/cpu": [r"lpd/.*\.h", r"(half|target|vector_.*)\.h", r".*\.inl", r"immintrin\.h"],
+    "csrc/cpu": [
+        r"lpd/.*\.h",
+        r"(half|target|vector_.*|group_order_.*|fused_linear_.*)\.h",
+        r".*\.inl",
+        r"immintrin\.h",
+    ],
     "csrc/host": [r"build_info\.h", r"schedule\.h"],
     "csrc/torch": [r"torch/(csrc/stable|headeronly)/.*", r"lpd/.*\.h", r"(checks|workspace)\.h"],
 }

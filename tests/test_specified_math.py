@@ -93,10 +93,17 @@ def test_the_fma_of_this_file_is_one():
             assert distance <= abs(Fraction(float(neighbour)) - exact)
 
 
-def test_the_coefficients_are_the_headers():
+@pytest.mark.parametrize(
+    ("file", "function"),
+    [
+        ("include/lpd/specified_math.h", "float exp2_poly("),
+        ("cpu/token_selection_math.inl", "Masses masses_of("),
+    ],
+)
+def test_the_coefficients_are_the_sources(file, function):
     # One ulp of a high coefficient hardly ever shows in a mass: compare the text.
-    header = Path(__file__).parents[1] / "csrc/include/lpd/specified_math.h"
-    body = header.read_text().split("float exp2_poly(")[1].split("}")[0]
+    source = Path(__file__).parents[1] / "csrc" / file
+    body = source.read_text().split(function)[1].split("}")[0]
     found = [F32(float.fromhex(number)) for number in re.findall(r"(0x1\.\w+p-\d+)f", body)]
     assert [*found, F32(1)] == POLYNOMIAL
 

@@ -24,7 +24,7 @@ int64_t fused_linear_num_pieces(const FusedLinearParams& params) {
 
 size_t fused_linear_workspace_size(const FusedLinearParams& params) {
   const int64_t rows = std::min(kRowBlock, total_rows(params));
-  return static_cast<size_t>(rows * num_blocks(params) * kBlock) * sizeof(float);
+  return static_cast<size_t>(kAmxSums + rows * num_blocks(params) * kBlock) * sizeof(float);
 }
 
 void fused_linear(const FusedLinearParams& params,

@@ -1,9 +1,8 @@
-// fused_linear with AMX, for weights in bfloat16. Two by two tiles of 16 rows and 16 output
-// features go down a panel; its blocks of 32 input features lie in memory in the order of reading.
-// With few rows the reading is what takes time: while a panel is multiplied, the next one is
-// fetched into the second level cache.
-#include <utility>
-
+// fused_linear with AMX, for weights in bfloat16. Two by two tiles, of up to 16 rows and 16 output
+// features each, go down a stretch of a panel and leave their sums in memory for the next stretch:
+// a stretch of the weight stays in the first level cache for all passes over the rows, a stretch of
+// the inputs in the second level cache for a group of panels. With few rows reading the weight is
+// what takes time: the stretch that comes next is fetched while this one is multiplied.
 #include "fused_linear_rows.h"
 #include "vector_avx512.h"
 
@@ -24,8 +23,14 @@ LPD_TARGET_BEGIN(LPD_AMX)
 namespace lpd::cpu::amx {
 
 constexpr int64_t kTileRows = 16;
+constexpr int64_t kPassRows = 2 * kTileRows;
 constexpr int64_t kWeights = kBlock * kPanel;  // of a panel's block of inputs
 constexpr int64_t kLineBytes = 64;
+constexpr int64_t kStretch = 16;     // blocks of inputs; one pass alone takes all at once
+constexpr int64_t kGroupPanels = 4;  // panels that share a stretch of the inputs
+constexpr int64_t kPassSums = kPassRows * kPanel;
+constexpr int64_t kMaxSums = kGroupPanels * (kRowBlock / kPassRows) * kPassSums;
+static_assert(kMaxSums == kAmxSums);
 // Up to so many rows that need no norm are multiplied where they are.
 constexpr int64_t kInPlaceRows = 64;
 
@@ -37,7 +42,7 @@ struct Pass {
   int64_t upper;  // rows of the first tile
 
   explicit Pass(int64_t block_rows) {
-    count = (block_rows + 2 * kTileRows - 1) / (2 * kTileRows);
+    count = (block_rows + kPassRows - 1) / kPassRows;
     rows = (block_rows + count - 1) / count;
     upper = rows <= kTileRows ? rows : (rows + 1) / 2;
   }
@@ -99,29 +104,39 @@ struct InputStrides {
   int64_t block;
 };
 
-// Sums of a pass over a panel, kPanel apart.
+// Adds the product of a pass and a stretch of a panel to its sums, kPanel apart, or begins them.
 template <bool kTwoTiles>
 inline void multiply(const Pass& pass,
                      const BFloat16* a,
                      const InputStrides& strides,
-                     const BFloat16* panel,
+                     const BFloat16* stretch,
                      int64_t num_blocks,
+                     bool begins,
                      Prefetch& prefetch,
                      Pending& pending,
                      float* sums) {
+  constexpr int64_t kSumBytes = kPanel * sizeof(float);
   const int64_t row_bytes = strides.row * static_cast<int64_t>(sizeof(BFloat16));
   const BFloat16* lower = a + pass.upper * strides.row;
-  _tile_zero(0);
-  _tile_zero(1);
-  if constexpr (kTwoTiles) {
+  float* lower_sums = sums + pass.upper * kPanel;
+  if (begins) {
+    _tile_zero(0);
+    _tile_zero(1);
     _tile_zero(2);
     _tile_zero(3);
+  } else {
+    _tile_loadd(0, sums, kSumBytes);
+    _tile_loadd(1, sums + kTileRows, kSumBytes);
+    if constexpr (kTwoTiles) {
+      _tile_loadd(2, lower_sums, kSumBytes);
+      _tile_loadd(3, lower_sums + kTileRows, kSumBytes);
+    }
   }
   for (int64_t block = 0; block < num_blocks; ++block) {
-    _tile_loadd(6, panel + block * kWeights, kLineBytes);
+    _tile_loadd(6, stretch + block * kWeights, kLineBytes);
     _tile_loadd(4, a + block * strides.block, row_bytes);
     _tile_dpbf16ps(0, 4, 6);
-    _tile_loadd(7, panel + block * kWeights + kWeights / 2, kLineBytes);
+    _tile_loadd(7, stretch + block * kWeights + kWeights / 2, kLineBytes);
     _tile_dpbf16ps(1, 4, 7);
     prefetch.slot();
     pending.finish_one();
@@ -131,30 +146,89 @@ inline void multiply(const Pass& pass,
       _tile_dpbf16ps(3, 5, 7);
     }
   }
-  constexpr int64_t kSumBytes = kPanel * sizeof(float);
   _tile_stored(0, sums, kSumBytes);
   _tile_stored(1, sums + kTileRows, kSumBytes);
   if constexpr (kTwoTiles) {
-    _tile_stored(2, sums + pass.upper * kPanel, kSumBytes);
-    _tile_stored(3, sums + pass.upper * kPanel + kTileRows, kSumBytes);
+    _tile_stored(2, lower_sums, kSumBytes);
+    _tile_stored(3, lower_sums + kTileRows, kSumBytes);
   }
 }
+
+// A row block against its panels.
+class BlockProduct {
+ public:
+  BlockProduct(const FusedLinearParams& params, const RowBlock& block, float* sums)
+      : params_(params),
+        block_(block),
+        pass_(block.rows),
+        num_blocks_(num_blocks(params)),
+        stretch_(pass_.count == 1 ? num_blocks_ : kStretch),
+        sums_(sums),
+        pending_(params, avx512::finish_row_for(params)) {}
+
+  void run(const BFloat16* a, const InputStrides& strides) {
+    configure_tiles(pass_);
+    for (int64_t group = block_.panel_begin; group < block_.panel_end; group += kGroupPanels) {
+      const int64_t group_end = std::min(block_.panel_end, group + kGroupPanels);
+      for (int64_t first = 0; first < num_blocks_; first += stretch_) {
+        for (int64_t panel = group; panel < group_end; ++panel) {
+          // What comes next; behind the last panel the addresses do no harm.
+          const BFloat16* next = panel + 1 < group_end            ? weights(panel + 1, first)
+                                 : first + stretch_ < num_blocks_ ? weights(group, first + stretch_)
+                                                                  : weights(group_end, 0);
+          run_stretch(panel, first, a + first * strides.block, strides, next,
+                      sums_ + (panel - group) * pass_.count * kPassSums);
+        }
+      }
+    }
+    pending_.finish_all();
+    _tile_release();
+  }
+
+ private:
+  const BFloat16* weights(int64_t panel, int64_t block) const {
+    return static_cast<const BFloat16*>(params_.weight) + (panel * num_blocks_ + block) * kWeights;
+  }
+
+  void run_stretch(int64_t panel,
+                   int64_t first,
+                   const BFloat16* a,
+                   const InputStrides& strides,
+                   const BFloat16* next,
+                   float* sums) {
+    const int64_t blocks = std::min(stretch_, num_blocks_ - first);
+    const bool ends = first + blocks == num_blocks_;
+    Prefetch prefetch(next, blocks * kWeights * sizeof(BFloat16), pass_.count * blocks);
+    for (int64_t row = 0; row < block_.rows; row += pass_.rows, sums += kPassSums) {
+      const int64_t from = std::min(row, block_.rows - pass_.rows);
+      (pass_.lower() > 0 ? multiply<true> : multiply<false>)(pass_, a + from * strides.row, strides,
+                                                             weights(panel, first), blocks,
+                                                             first == 0, prefetch, pending_, sums);
+      if (!ends) continue;
+      pending_.finish_all();
+      pending_.set(block_.out + row, from + pass_.rows - row, panel, sums + (row - from) * kPanel);
+    }
+  }
+
+  const FusedLinearParams& params_;
+  const RowBlock& block_;
+  const Pass pass_;
+  const int64_t num_blocks_;
+  const int64_t stretch_;
+  float* const sums_;
+  Pending pending_;
+};
 
 void fused_linear(const FusedLinearParams& params,
                   int64_t begin,
                   int64_t end,
                   std::byte* workspace) {
-  BFloat16* prepared = reinterpret_cast<BFloat16*>(workspace);
-  const int64_t blocks = num_blocks(params);
-  const BFloat16* weight = static_cast<const BFloat16*>(params.weight);
-  const bool in_place = rows_fit_tiles(params);
-  alignas(64) float buffers[2][2 * kTileRows * kPanel];
-  float *sums = buffers[0], *finished = buffers[1];
-  Pending pending(params, avx512::finish_row_for(params));
+  float* sums = reinterpret_cast<float*>(workspace);
+  BFloat16* prepared = reinterpret_cast<BFloat16*>(sums + kMaxSums);
   for_each_row_block(params, begin, end, [&](const RowBlock& block) {
     const BFloat16* a = prepared;
     InputStrides strides{kBlock, block.rows * kBlock};
-    if (in_place && block.rows <= kInPlaceRows) {
+    if (rows_fit_tiles(params) && block.rows <= kInPlaceRows) {
       strides = {params.x_row_stride, kBlock};
       a = static_cast<const BFloat16*>(params.x) + block.first_row * strides.row;
     } else if (params.norm_weight != nullptr) {
@@ -163,28 +237,7 @@ void fused_linear(const FusedLinearParams& params,
       avx512::prepare_rows<BFloat16>(params, block.first_row, block.rows, prepared);
     }
     asm volatile("" ::: "memory");  // the compiler does not know that tiles are loaded from memory
-    const Pass pass(block.rows);
-    configure_tiles(pass);
-    for (int64_t panel = block.panel_begin; panel < block.panel_end; ++panel) {
-      const BFloat16* b = weight + panel * blocks * kWeights;
-      // Behind the last panel the addresses are harmless: a prefetch never faults.
-      Prefetch prefetch(b + blocks * kWeights, blocks * kWeights * sizeof(BFloat16),
-                        pass.count * blocks);
-      for (int64_t row = 0; row < block.rows; row += pass.rows) {
-        const int64_t from = std::min(row, block.rows - pass.rows);
-        const BFloat16* pass_rows = a + from * strides.row;
-        std::swap(sums, finished);
-        if (pass.lower() > 0) {
-          multiply<true>(pass, pass_rows, strides, b, blocks, prefetch, pending, sums);
-        } else {
-          multiply<false>(pass, pass_rows, strides, b, blocks, prefetch, pending, sums);
-        }
-        pending.finish_all();
-        pending.set(block.out + row, from + pass.rows - row, panel, sums + (row - from) * kPanel);
-      }
-    }
-    pending.finish_all();
-    _tile_release();
+    BlockProduct(params, block, sums).run(a, strides);
   });
 }
 

@@ -17,6 +17,9 @@ constexpr int64_t kRowBlock = 256;
 // of neighbouring rows that is multiplied at a time is one stretch of memory.
 constexpr int64_t kBlock = 32;
 
+// Sums that the AMX variant keeps in the workspace, before the rows.
+constexpr int64_t kAmxSums = 4 * kRowBlock * kPanel;
+
 inline int64_t num_panels(const FusedLinearParams& params) {
   return (params.out_features + kPanel - 1) / kPanel;
 }

@@ -12,23 +12,25 @@
 namespace lpd::cpu {
 
 namespace plain {
-void token_selection(const TokenSelectionParams&, int64_t begin, int64_t end, void* workspace);
+void token_selection(const TokenSelectionParams&, int64_t begin, int64_t end, std::byte* workspace);
 }
 #if defined(LPD_X86)
 namespace avx2 {
-void token_selection(const TokenSelectionParams&, int64_t begin, int64_t end, void* workspace);
+void token_selection(const TokenSelectionParams&, int64_t begin, int64_t end, std::byte* workspace);
 }
 namespace avx512 {
-void token_selection(const TokenSelectionParams&, int64_t begin, int64_t end, void* workspace);
+void token_selection(const TokenSelectionParams&, int64_t begin, int64_t end, std::byte* workspace);
 }
 #endif
 
-size_t token_selection_workspace_size(int64_t vocab_size) { return row_space_size(vocab_size); }
+size_t token_selection_workspace_size(int64_t vocab_size) {
+  return row_space(nullptr, vocab_size).size;
+}
 
 void token_selection(const TokenSelectionParams& params,
                      int64_t begin,
                      int64_t end,
-                     void* workspace) {
+                     std::byte* workspace) {
 #if defined(LPD_X86)
   if (variant() >= Variant::kAvx512) return avx512::token_selection(params, begin, end, workspace);
   if (variant() >= Variant::kAvx2) return avx2::token_selection(params, begin, end, workspace);

@@ -127,6 +127,7 @@ inline int64_t list_tokens(const Scale& scale,
     count += store_where(space.listed_values + count, listed, value);
     ids = add(ids, step);
   }
+  // The rest of the last vector is weighed too, then ignored: let it be defined.
   store(space.listed_values + count, broadcast(-kInfinity));
   for (int64_t i = 0; i < count; i += kLanes) {
     store_masses(space.masses + i, masses_of(load(space.listed_values + i), scale.row_maximum));
@@ -301,7 +302,7 @@ inline void select_rows(const TokenSelectionParams& params,
 void token_selection(const TokenSelectionParams& params,
                      int64_t begin,
                      int64_t end,
-                     void* workspace) {
+                     std::byte* workspace) {
   const RowSpace space = row_space(workspace, params.vocab_size);
   switch (params.dtype) {
     case Dtype::kFloat32:

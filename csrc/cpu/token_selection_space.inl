@@ -18,35 +18,30 @@ struct RowSpace {
   float* listed_ids;      // [vocab_size]: numbers below 2^24 are exact
   uint32_t* keys;         // [vocab_size], order-preserving, of what is selected from
   uint32_t* members;      // [vocab_size], indices still in question while selecting
+  size_t size;            // in bytes
 };
 
-LPD_INLINE int64_t padded_size(int64_t vocab_size) {
-  return (vocab_size + kMaxLanes - 1) / kMaxLanes * kMaxLanes + kMaxLanes;
-}
-
-LPD_INLINE size_t row_space_size(int64_t vocab_size) {
-  const size_t per_token = 2 * sizeof(uint64_t) + 4 * sizeof(float) + 2 * sizeof(uint32_t);
-  return static_cast<size_t>(padded_size(vocab_size)) * per_token +
-         (sizeof(uint64_t) << kDigitBits);
-}
-
-LPD_INLINE RowSpace row_space(void* workspace, int64_t vocab_size) {
-  std::byte* next = static_cast<std::byte*>(workspace);
-  const auto take = [&]<class T>(T*& part, int64_t count) {
-    part = reinterpret_cast<T*>(next);
-    next += count * sizeof(T);
+// Without a workspace, only its size is right.
+LPD_INLINE RowSpace row_space(std::byte* workspace, int64_t vocab_size) {
+  const auto whole_vectors = [](int64_t size) {
+    return (size + kMaxLanes - 1) / kMaxLanes * kMaxLanes;
   };
-  const int64_t size = padded_size(vocab_size);
-  RowSpace space;
-  take(space.masses, size);
-  take(space.tile_masses, size);
-  take(space.histogram, int64_t{1} << kDigitBits);
-  take(space.values, size);
-  take(space.maxima, size);
-  take(space.listed_values, size);
-  take(space.listed_ids, size);
-  take(space.keys, size);
-  take(space.members, size);
+  const int64_t tokens = whole_vectors(vocab_size) + kMaxLanes;
+  const int64_t maxima = whole_vectors(tokens / kTileVectors + kMaxLanes);
+  RowSpace space{};
+  const auto cut = [&]<class Part>(Part*& part, int64_t count) {
+    if (workspace != nullptr) part = reinterpret_cast<Part*>(workspace + space.size);
+    space.size += static_cast<size_t>(count) * sizeof(Part);
+  };
+  cut(space.masses, tokens);
+  cut(space.tile_masses, maxima);
+  cut(space.histogram, int64_t{1} << kDigitBits);
+  cut(space.values, tokens);
+  cut(space.maxima, maxima);
+  cut(space.listed_values, tokens);
+  cut(space.listed_ids, tokens);
+  cut(space.keys, tokens);
+  cut(space.members, tokens);
   return space;
 }
 

@@ -126,6 +126,27 @@ inline void transpose(Vector (&rows)[kLanes]) {
   }
 }
 
+// Integers of 64 bits in a register; the lower half of each is a 32-bit word, or all of it a
+// product of two.
+using Words = __m256i;
+constexpr int kWords = 4;
+
+inline Words broadcast_word(uint32_t value) { return _mm256_set1_epi64x(value); }
+// Widens; no value may be negative.
+inline Words load_words(const int32_t* from) {
+  return _mm256_cvtepu32_epi64(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+}
+inline void store_words(uint64_t* to, Words x) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), x);
+}
+inline Words multiply_low_halves(Words a, Words b) { return _mm256_mul_epu32(a, b); }
+inline Words upper_halves(Words x) { return _mm256_srli_epi64(x, 32); }
+inline Words exclusive_or(Words a, Words b) { return _mm256_xor_si256(a, b); }
+// Lower halves of both, side by side.
+inline Words join_low_halves(Words upper, Words lower) {
+  return _mm256_blend_epi32(_mm256_slli_epi64(upper, 32), lower, 0b01010101);
+}
+
 }  // namespace lpd::cpu::avx2
 LPD_TARGET_END
 #endif

@@ -111,6 +111,21 @@ inline void transpose(Vector (&rows)[kLanes]) {
   }
 }
 
+using Words = __m512i;
+constexpr int kWords = 8;
+
+inline Words broadcast_word(uint32_t value) { return _mm512_set1_epi64(value); }
+inline Words load_words(const int32_t* from) {
+  return _mm512_cvtepu32_epi64(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+}
+inline void store_words(uint64_t* to, Words x) { _mm512_storeu_si512(to, x); }
+inline Words multiply_low_halves(Words a, Words b) { return _mm512_mul_epu32(a, b); }
+inline Words upper_halves(Words x) { return _mm512_srli_epi64(x, 32); }
+inline Words exclusive_or(Words a, Words b) { return _mm512_xor_si512(a, b); }
+inline Words join_low_halves(Words upper, Words lower) {
+  return _mm512_mask_blend_epi32(0b0101010101010101, _mm512_slli_epi64(upper, 32), lower);
+}
+
 }  // namespace lpd::cpu::avx512
 LPD_TARGET_END
 #endif

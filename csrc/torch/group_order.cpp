@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "checks.h"
+#include "workspace.h"
 
 namespace lpd::binding {
 namespace {
@@ -80,8 +81,9 @@ Tensor group_order_cpu(Tensor seeds,
     }
     check_group_sizes(group_sizes, seq_len, num_known);
   }
+  const size_t bytes = cpu::group_order_workspace(params);
   torch::stable::parallel_for(0, batch, /*grain_size=*/1, [&](int64_t begin, int64_t end) {
-    cpu::group_order(params, begin, end);
+    cpu::group_order(params, begin, end, workspace(bytes));
   });
   return order;
 }

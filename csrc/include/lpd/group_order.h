@@ -2,6 +2,7 @@
 // earlier groups decoded (proximity) and spread out inside itself (repulsion).
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 namespace lpd {
@@ -26,8 +27,12 @@ struct GroupOrderParams {
 
 namespace cpu {
 
-// Orders of the images [begin, end).
-void group_order(const GroupOrderParams& params, int64_t begin, int64_t end);
+// Bytes of workspace for any range of images.
+size_t group_order_workspace(const GroupOrderParams& params);
+
+// Orders of the images [begin, end). The workspace is aligned to 64 bytes, its contents are of no
+// interest; no two calls at a time may share one.
+void group_order(const GroupOrderParams& params, int64_t begin, int64_t end, std::byte* workspace);
 
 }  // namespace cpu
 }  // namespace lpd

@@ -47,14 +47,14 @@ constexpr int64_t kMaxVocabSize = int64_t{1} << 22;
 
 namespace cpu {
 
-// Bytes of workspace, aligned for uint64_t, that one call of token_selection needs.
+// Bytes of workspace, at a multiple of 64, that one call of token_selection needs.
 size_t token_selection_workspace_size(int64_t vocab_size);
 
 // Ids of the rows [begin, end) of the batch * group_size rows.
 void token_selection(const TokenSelectionParams& params,
                      int64_t begin,
                      int64_t end,
-                     void* workspace);
+                     std::byte* workspace);
 
 }  // namespace cpu
 }  // namespace lpd
