@@ -16,8 +16,8 @@ Ported from mit-han-lab/lpd@f447b83 (``models/lpd.py`` ``sample_tokens``, ``mode
 
 What differs: device and autocast are the CPU's; the attention is called beside the modules instead
 of inside them; LayerNorm, GELU and Linear are those of `lpd_ext.LPD`, which are torch's. Forced
-tokens and logits, for comparisons, are additions. Run beside the original with the same seed (LPD-L,
-batch 1, bfloat16, on a CPU), it drew the same 256 tokens.
+tokens and logits, for comparisons, are additions. Run beside the original with the same seed
+(LPD-L, batch 1, bfloat16, on a CPU), it drew the same 256 tokens.
 """
 
 from __future__ import annotations
