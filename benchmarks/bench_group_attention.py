@@ -1,5 +1,7 @@
 """`group_attention` against torch's attention, at the shapes of LPD-L."""
 
+from functools import cache
+
 import pytest
 import torch
 from sdpa_loop import sdpa_on_slices
@@ -14,14 +16,21 @@ LAYERS = 24  # each has caches of its own: a kernel never finds those of the las
 MAX_BYTES = 2**28
 
 
+@cache
+def dense_mask(context_len, q_len, kept, dtype):
+    """What is added to the scores: 0, and -inf where a context row would see a query."""
+    mask = torch.zeros(q_len, kept + q_len - context_len, dtype=dtype)
+    mask[:context_len, kept:] = -torch.inf
+    return mask
+
+
 def sdpa_dense_mask(qkv, k_cache, v_cache, cache_len, context_len):
-    """Append, one boolean mask, one call."""
+    """Append, a mask made beforehand, one call."""
     q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
     kept, end = cache_len + context_len, cache_len + qkv.shape[1]
     k_cache[:, :, cache_len:end] = k
     v_cache[:, :, cache_len:end] = v
-    mask = torch.ones(qkv.shape[1], end, dtype=torch.bool)
-    mask[:context_len, kept:] = False
+    mask = dense_mask(context_len, qkv.shape[1], kept, qkv.dtype)
     out = F.scaled_dot_product_attention(
         q, k_cache[:, :, :end], v_cache[:, :, :end], attn_mask=mask
     )
@@ -61,9 +70,9 @@ def test_group_attention(versus, request, schedule, step, batch, dtype):
         return torch.randn(shape, generator=generator).to(dtype)
 
     def layer():
-        cache = (batch, HEADS, sum(sizes) + 1, HEAD_DIM)
+        slots = (batch, HEADS, sum(sizes) + 1, HEAD_DIM)
         qkv = random(batch, rows, 3, HEADS, HEAD_DIM)
-        return qkv, random(*cache), random(*cache), cache_len, context_len
+        return qkv, random(*slots), random(*slots), cache_len, context_len
 
     first = layer()
     layers = min(LAYERS, MAX_BYTES // sum(t.nbytes for t in first[:3]))

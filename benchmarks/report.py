@@ -27,7 +27,7 @@ CHART = "docs/speed.svg"
 COMMAND = "make bench"
 
 BASELINES = {
-    "sdpa_dense_mask": "one call of torch's attention with a boolean mask",
+    "sdpa_dense_mask": "one call of torch's attention with a mask made beforehand",
     "sdpa_two_slices": "two unmasked calls of torch's attention on slices of the cache",
     "torch_chain": "lerp, topk or sort, softmax, cumsum, searchsorted",
     "published_chain": "the published sampling code, which draws with torch.multinomial",
