@@ -21,7 +21,8 @@ lint: $(VENV)/dev
 
 bench: $(VENV)/dev
 	mkdir -p out
-	$(BIN)/python -m pytest benchmarks --benchmark-group-by=func,param:case --benchmark-json=out/bench.json
+	$(BIN)/python -m pytest benchmarks --benchmark-json=out/bench.json \
+		--benchmark-columns=median,iqr,rounds,iterations --benchmark-sort=name
 
 clean:
 	rm -rf build out $(VENV) lpd_ext/*.so *.egg-info fashion.png fashion.gif

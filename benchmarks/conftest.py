@@ -1,0 +1,86 @@
+"""The fixture `versus`: ours against named baselines, in turns, in one process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import pytest
+from contender import Call, Contender, fastest, summary
+from machine import machine
+
+
+@pytest.fixture
+def versus(benchmark: Any) -> Callable[..., None]:
+    """Time ours and every baseline A B A B; medians, IQRs and ratios go to the JSON."""
+
+    def run(
+        op: str,
+        case: str,
+        ours: Call,
+        baselines: Mapping[str, Call | Mapping[str, Call]],
+        *,
+        inputs: Sequence[tuple[Any, ...]] = ((),),
+        rounds: int | None = None,
+        block_seconds: float = 2e-3,
+        **notes: Any,
+    ) -> None:
+        """Run one duel.
+
+        Parameters
+        ----------
+        op, case : str
+            What the report calls it.
+        ours : Callable
+            Timed by pytest-benchmark itself, first in every round.
+        baselines : Mapping
+            Name -> callable, or name -> {variant: callable}, of which the fastest stands for all.
+        inputs : Sequence of tuple
+            Arguments of the calls in turn; the same for all.
+        rounds : int, optional
+            Each runs one block of every contender. Default: as many as take a second, so that a
+            short disturbance of the machine does not hit them all; at least 7.
+        block_seconds : float
+            A block is calls enough to last this long.
+        notes : Any
+            Further facts for the JSON: errors, entropy.
+        """
+        if benchmark.disabled:  # everything runs, nothing is timed
+            block_seconds, rounds = 0, 1
+        own, rivals, variants = Contender(ours, inputs), {}, {}
+        round_seconds = own.calibrate(block_seconds)
+        for name, calls in baselines.items():
+            by_variant = calls if isinstance(calls, Mapping) else {"": calls}
+            field = {variant: Contender(call, inputs) for variant, call in by_variant.items()}
+            block = {variant: rival.calibrate(block_seconds) for variant, rival in field.items()}
+            variants[name] = fastest(field)
+            rivals[name] = field[variants[name]]
+            round_seconds += block[variants[name]]
+        rounds = rounds or min(max(round(1 / round_seconds), 7), 200)
+
+        def time_baselines() -> None:
+            for rival in rivals.values():
+                rival.time_block()
+
+        benchmark.pedantic(own.next, teardown=time_baselines, rounds=rounds, iterations=own.calls)
+        if benchmark.disabled:
+            return
+        seconds = {name: rival.seconds[:rounds] for name, rival in rivals.items()}
+        result = summary(benchmark.stats.stats.data, seconds)
+        for name, variant in variants.items():
+            result["baselines"][name] |= {"variant": variant} if variant else {}
+        benchmark.extra_info.update({"op": op, "case": case, "rounds": rounds} | result | notes)
+
+    return run
+
+
+def pytest_benchmark_generate_machine_info() -> dict[str, Any]:
+    """Replace what pytest-benchmark collects, a host name among it."""
+    return machine()
+
+
+def pytest_benchmark_update_commit_info(commit_info: dict[str, Any]) -> None:
+    """Keep what tells the code: the commit, and whether files differed from it."""
+    kept = {key: commit_info.get(key) for key in ("id", "dirty")}
+    commit_info.clear()
+    commit_info.update(kept)

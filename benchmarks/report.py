@@ -1,0 +1,208 @@
+"""Committed measurements -> the tables of README.md and docs/speed.svg.
+
+    python benchmarks/report.py                    # of benchmarks/results/*.json
+    python benchmarks/report.py --trim out/bench.json benchmarks/results/MACHINE.json
+
+No number is typed by hand: a region of the README between ``<!-- report:begin NAME -->`` and
+``<!-- report:end NAME -->`` is rewritten as a whole. NAME is an op, ``decode``, ``figure`` or
+``machine``. Several files given to --trim are merged; they must stem from one machine and commit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from speed_chart import factor, loses, speed_chart
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks/results"
+CHART = "docs/speed.svg"
+COMMAND = "make bench"
+
+BASELINES = {
+    "sdpa_dense_mask": "one call of torch's attention with a mask made beforehand",
+    "sdpa_two_slices": "two unmasked calls of torch's attention on slices of the cache",
+    "torch_chain": "lerp, topk or sort, softmax, cumsum, searchsorted",
+    "published_chain": "the published sampling code, which draws with torch.multinomial",
+    "reference": "the specification in plain torch and Python (lpd_ext.ops.reference)",
+    "published_loop": "port of the published eager loop, float32 weights under bfloat16 autocast",
+    "sdpa_loop": "static shapes, two attention calls on cache slices, bfloat16, torch_chain",
+    "decode": "lpd_ext.decode, the loop without a plan, in bfloat16",
+}
+
+Result = dict[str, Any]
+
+
+def trim(sources: Sequence[Result]) -> Result:
+    """Return what is committed of pytest-benchmark's files: no sample lists, four digits."""
+    first = sources[0]
+    for other in sources[1:]:
+        for key in ("machine_info", "commit_info"):
+            if other[key] != first[key]:
+                raise ValueError(f"cannot merge: `{key}`: {first[key]} and {other[key]}")
+    trimmed = {
+        "machine_info": first["machine_info"],
+        "commit_info": first["commit_info"],
+        "date": min(source["datetime"] for source in sources)[:10],
+        "benchmarks": [
+            {"name": b["name"], "extra_info": b["extra_info"]}
+            for source in sources
+            for b in source["benchmarks"]
+        ],
+    }
+    untimed = [b["name"] for b in trimmed["benchmarks"] if "ours" not in b["extra_info"]]
+    if untimed or not trimmed["benchmarks"]:
+        raise ValueError(f"nothing was timed in {untimed or 'this file'}")
+    return _rounded(trimmed)  # type: ignore[no-any-return]
+
+
+def fill(text: str, results: dict[str, Result]) -> str:
+    """Return `text` with every region rewritten from results by machine (their file's stem)."""
+
+    def region(match: re.Match[str]) -> str:
+        name = match[1]
+        body = {"figure": _figure, "machine": _machines}.get(name, lambda r: _tables(name, r))
+        content = body(results) or "*Not measured yet.*"
+        return f"<!-- report:begin {name} -->\n{content}\n<!-- report:end {name} -->"
+
+    begins = re.findall(r"<!-- report:begin (\w+) -->", text)
+    filled, count = re.subn(
+        r"<!-- report:begin (\w+) -->\n.*?<!-- report:end \1 -->", region, text, flags=re.DOTALL
+    )
+    if count != len(begins):
+        raise ValueError(f"a region of {begins} has no end of its own")
+    return filled
+
+
+def load(paths: Sequence[Path]) -> dict[str, Result]:
+    """Return trimmed results by file stem, sorted."""
+    return {path.stem: json.loads(path.read_text()) for path in sorted(paths)}
+
+
+def _figure(results: dict[str, Result]) -> str:
+    if not results:
+        return ""
+    return f"![Speed-up over each baseline, losing cases hollow]({CHART})"
+
+
+def _machines(results: dict[str, Result]) -> str:
+    return "\n\n".join(_caption(name, results[name], len(results) > 1) for name in results)
+
+
+def _caption(name: str, result: Result, several: bool) -> str:
+    machine, commit = result["machine_info"], result["commit_info"]
+    spreads = [
+        100 * contender["iqr_us"] / contender["median_us"]
+        for b in result["benchmarks"]
+        for contender in (b["extra_info"]["ours"], *b["extra_info"]["baselines"].values())
+    ]
+    dirty = " with uncommitted changes" if commit["dirty"] else ""
+    flags = f" with {', '.join(machine['cpu_flags'])}" if machine["cpu_flags"] else ""
+    label = f"**{name}:** " if several else ""
+    return (
+        f"{label}{machine['cpu']}{flags}; {machine['threads']} threads on {machine['cores']} "
+        f"cores; kernels for {machine['cpu_variant']}; torch {machine['torch']}, Python "
+        f"{machine['python']}, {machine['system']}; commit {commit['id'][:7]}{dirty}, "
+        f"{result['date']}, `{COMMAND}`. Medians; a factor is the median over rounds in which ours "
+        "and the baselines took turns in one process, above 1x ours is faster. Interquartile "
+        f"ranges: typically {statistics.median(spreads):.0f} %, at most {max(spreads):.0f} %."
+    )
+
+
+def _tables(op: str, results: dict[str, Result]) -> str:
+    parts, named = [], []
+    for name, result in results.items():
+        rows = [b["extra_info"] for b in result["benchmarks"] if b["extra_info"]["op"] == op]
+        if not rows:
+            continue
+        if len(results) > 1:
+            parts.append(f"**{name}**")
+        columns = list(dict.fromkeys(column for row in rows for column in row["baselines"]))
+        named += columns
+        parts.append(_table(rows, columns))
+        parts += [_errors(row) for row in rows if "logits_error" in row]
+    legend = [f"`{name}`: {BASELINES[name]}." for name in dict.fromkeys(named) if name in BASELINES]
+    return "\n\n".join(parts + ([" ".join(legend)] if legend else []))
+
+
+def _table(rows: Sequence[Result], columns: Sequence[str]) -> str:
+    lines = [["case", "ours", *(f"`{column}`" for column in columns)]]
+    lines.append(["---", *["--:"] * (1 + len(columns))])
+    for row in rows:
+        cells = [_baseline(row["baselines"].get(column)) for column in columns]
+        lines.append([row["case"], duration(row["ours"]["median_us"]), *cells])
+    if len(rows) > 1:
+        lines.append(["geometric mean", "", *(_mean(rows, column) for column in columns)])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _baseline(measured: Result | None) -> str:
+    if measured is None:
+        return ""
+    return f"{duration(measured['median_us'])} ({_marked(measured['ratio'])})"
+
+
+def _mean(rows: Sequence[Result], column: str) -> str:
+    ratios = [row["baselines"][column]["ratio"] for row in rows if column in row["baselines"]]
+    return _marked(statistics.geometric_mean(ratios))
+
+
+def _marked(ratio: float) -> str:
+    return f"**{factor(ratio)}, slower**" if loses(ratio) else factor(ratio)
+
+
+def _errors(row: Result) -> str:
+    errors = row["logits_error"]
+    listed = ", ".join(f"`{name}` {e['max']:.2g} / {e['mean']:.2g}" for name, e in errors.items())
+    return (
+        f"{row['case']}: largest / mean error of the logits with forced tokens, float32 being "
+        f"exact: {listed} (logits of standard deviation {row['logits_std']:.2g}, entropy "
+        f"{row['entropy_nats']:.1f} nats)."
+    )
+
+
+def duration(microseconds: float) -> str:
+    """Return three digits and the unit that fits them."""
+    units = ((999.5, 1, "us"), (999.5e3, 1e3, "ms"), (float("inf"), 1e6, "s"))
+    scale, unit = next((scale, unit) for limit, scale, unit in units if microseconds < limit)
+    return f"{microseconds / scale:#.3g}".rstrip(".") + f" {unit}"
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_rounded(item) for item in value]
+    return float(f"{value:.4g}") if isinstance(value, float) else value
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Trim measurements, or rewrite the README's regions and the chart."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("files", nargs="*", type=Path, help="default: benchmarks/results/*.json")
+    parser.add_argument("--trim", action="store_true", help="SOURCE [SOURCE ...] DESTINATION")
+    asked = parser.parse_args(arguments)
+    if asked.trim:
+        if len(asked.files) < 2:
+            parser.error("--trim: expected SOURCE [SOURCE ...] DESTINATION")
+        *sources, destination = asked.files
+        trimmed = trim([json.loads(source.read_text()) for source in sources])
+        destination.write_text(json.dumps(trimmed, indent=1) + "\n")
+        return
+    results = load(asked.files or list(RESULTS.glob("*.json")))
+    if not results:
+        sys.exit(f"no measurements: {RESULTS.relative_to(ROOT)} holds no JSON")
+    readme = ROOT / "README.md"
+    readme.write_text(fill(readme.read_text(), results))
+    (ROOT / CHART).write_text(speed_chart(results))
+
+
+if __name__ == "__main__":
+    main()

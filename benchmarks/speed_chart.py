@@ -1,0 +1,115 @@
+"""Speed-ups as an SVG: one bar a case and baseline on a logarithmic scale, 1x as a line."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from html import escape
+from typing import Any
+
+WIDTH, LABELS, RIGHT = 920, 400, 120  # pixels: all, the column of cases, room for the last number
+BAR, GAP, HEADER = 12, 8, 30
+COLOURS = ("#3b7dd8", "#d1793b", "#3d9970", "#a05fc0")
+
+# The chart brings its own background: legible on a light page and on a dark one.
+STYLE = """
+.page { fill: #ffffff } text { fill: #24292f; font: 11px sans-serif } .op { font-weight: bold;
+font-size: 13px } .axis { stroke: #d0d7de } .one { stroke: #24292f; stroke-width: 1.5 }
+@media (prefers-color-scheme: dark) { .page { fill: #0d1117 } text { fill: #e6edf3 }
+.axis { stroke: #30363d } .one { stroke: #e6edf3 } }
+"""
+
+
+def speed_chart(results: dict[str, dict[str, Any]]) -> str:
+    """Return the SVG of results by machine; bars of cases that lose are hollow."""
+    ratios = [b["ratio"] for _, rows in _sections(results) for row in rows for b in row[1].values()]
+    scale = _Scale(min(ratios, default=1), max(ratios, default=1))
+    body: list[str] = []
+    y = 26
+    for title, rows in _sections(results):
+        colours = dict(zip(dict.fromkeys(n for _, b in rows for n in b), COLOURS * 2, strict=False))
+        body.append(f'<rect class="page" y="{y}" width="{WIDTH}" height="{HEADER - 4}"/>')
+        body.append(f'<text class="op" x="12" y="{y + 15}">{escape(title)}</text>')
+        x = LABELS
+        for name, colour in colours.items():
+            body.append(_box(x, y + 6, 10, colour, hollow=False))
+            body.append(f'<text x="{x + 15}" y="{y + 15}">vs {escape(name)}</text>')
+            x += 50 + 7 * len(name)
+        y += HEADER
+        for case, baselines in rows:
+            middle = y + BAR * len(baselines) / 2 + 4
+            label = f'<text x="{LABELS - 10}" y="{middle:g}" text-anchor="end">{escape(case)}'
+            body.append(f"{label}</text>")
+            for name, baseline in baselines.items():
+                body += _bar(scale, y, baseline["ratio"], colours[name])
+                y += BAR
+            y += GAP
+        y += GAP
+    return "\n".join(
+        [
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {y}" '
+            f'width="{WIDTH}" height="{y}" role="img" aria-label="Speed-up over each baseline">',
+            f"<style>{STYLE}</style>",
+            f'<rect class="page" width="{WIDTH}" height="{y}" rx="6"/>',
+            *_axis(scale, y),
+            *body,
+            "</svg>\n",
+        ]
+    )
+
+
+def loses(ratio: float) -> bool:
+    """Return whether a speed-up, to two digits, is none."""
+    return round(ratio, 2) < 1
+
+
+def factor(ratio: float) -> str:
+    """Return a speed-up as text."""
+    return f"{ratio:.2f}x" if ratio < 9.95 else f"{ratio:.0f}x"
+
+
+class _Scale:
+    """Ratios to pixels; from a power of two below the least to one above the greatest."""
+
+    def __init__(self, least: float, most: float) -> None:
+        self.low = min(math.floor(math.log2(least)), -1)
+        self.high = max(math.ceil(math.log2(most)), 1)
+
+    def __call__(self, ratio: float) -> float:
+        share = (math.log2(ratio) - self.low) / (self.high - self.low)
+        return round(LABELS + share * (WIDTH - RIGHT - LABELS), 1)
+
+    def ticks(self) -> Iterator[float]:
+        step = 1 if self.high - self.low <= 8 else 2
+        return (2.0**k for k in range(self.low, self.high + 1) if k % step == 0)
+
+
+def _sections(
+    results: dict[str, dict[str, Any]],
+) -> Iterator[tuple[str, list[tuple[str, dict[str, Any]]]]]:
+    """Title and rows (case, baselines) of each op of each machine, where there is a baseline."""
+    for machine, result in results.items():
+        infos = [b["extra_info"] for b in result["benchmarks"] if b["extra_info"]["baselines"]]
+        for op in dict.fromkeys(info["op"] for info in infos):
+            title = f"{op}, {machine}" if len(results) > 1 else op
+            yield title, [(i["case"], i["baselines"]) for i in infos if i["op"] == op]
+
+
+def _axis(scale: _Scale, height: float) -> Iterator[str]:
+    for tick in scale.ticks():
+        x, kind = scale(tick), "one" if tick == 1 else "axis"
+        yield f'<line class="{kind}" x1="{x:g}" x2="{x:g}" y1="24" y2="{height - 8:g}"/>'
+        yield f'<text x="{x:g}" y="18" text-anchor="middle">{tick:g}x</text>'
+
+
+def _bar(scale: _Scale, y: float, ratio: float, colour: str) -> Iterator[str]:
+    begin, end = sorted((scale(1), scale(ratio)))
+    yield _box(begin, y + 1, max(end - begin, 1), colour, hollow=loses(ratio))
+    words = factor(ratio) + (" slower" if loses(ratio) else "")
+    # Behind the bar, on the side away from the labels: never over the 1x line.
+    yield f'<text x="{end + 4:g}" y="{y + 10:g}">{words}</text>'
+
+
+def _box(x: float, y: float, width: float, colour: str, *, hollow: bool) -> str:
+    fill = f'fill="none" stroke="{colour}" stroke-width="1.5"' if hollow else f'fill="{colour}"'
+    return f'<rect x="{x:g}" y="{y:g}" width="{width:g}" height="{BAR - 2}" {fill}/>'

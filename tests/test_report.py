@@ -1,0 +1,195 @@
+"""Tables and chart say what was measured, all of it, and nothing else."""
+
+import copy
+import json
+import re
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
+import report
+from speed_chart import loses, speed_chart
+
+ROOT = Path(__file__).parent.parent
+COMMITTED = sorted(report.RESULTS.glob("*.json"))
+SVG = "{http://www.w3.org/2000/svg}"
+REGION = "<!-- report:begin {0} -->\n{1}<!-- report:end {0} -->"
+
+
+def contender(median, **more):
+    return {"median_us": median, "iqr_us": median / 10} | more
+
+
+def measured():
+    """A file of pytest-benchmark: one case won, one lost, one with nothing to compare with."""
+    rows = [
+        ("op", "won", 47.04, {"a": contender(98.6, ratio=2.1), "b": contender(470, ratio=10.02)}),
+        ("op", "lost", 2000, {"a": contender(1000, ratio=0.5)}),
+        ("alone", "case <1>", 3.2e6, {}),
+    ]
+    return {
+        "machine_info": {
+            "cpu": "Some CPU", "cpu_flags": ["avx2"], "cores": 4, "threads": 2,
+            "cpu_variant": "avx2", "torch": "2.13.0", "python": "3.11", "system": "Linux x86_64",
+        },
+        "commit_info": {"id": "0123456789abcdef", "dirty": False},
+        "datetime": "2026-01-02T03:04:05",
+        "version": "5.0",
+        "benchmarks": [
+            {
+                "name": f"test[{case}]",
+                "fullname": "somewhere",
+                "stats": {"data": [1.0] * 99},
+                "extra_info": {
+                    "op": op, "case": case, "ours": contender(ours), "baselines": rivals,
+                },
+            }
+            for op, case, ours, rivals in rows
+        ],
+    }  # fmt: skip
+
+
+@pytest.fixture
+def results():
+    return {"here": report.trim([measured()])}
+
+
+def test_table(results):
+    text = report.fill(REGION.format("op", "stale\n"), results)
+    assert text.splitlines() == [
+        "<!-- report:begin op -->",
+        "| case | ours | `a` | `b` |",
+        "| --- | --: | --: | --: |",
+        "| won | 47.0 us | 98.6 us (2.10x) | 470 us (10x) |",
+        "| lost | 2.00 ms | 1.00 ms (**0.50x, slower**) |  |",
+        "| geometric mean |  | 1.02x | 10x |",
+        "<!-- report:end op -->",
+    ]
+
+
+def test_filling_twice_changes_nothing(results):
+    text = "before\n" + "\n\n".join(REGION.format(n, "") for n in ("op", "figure", "machine"))
+    once = report.fill(text + "\nafter", results)
+    assert report.fill(once, results) == once
+    assert once.startswith("before\n<!--")
+    assert once.endswith("-->\nafter")
+
+
+def test_caption_names_machine_commit_and_command(results):
+    text = report.fill(REGION.format("machine", ""), results)
+    for fact in ("Some CPU with avx2", "2 threads on 4 cores", "kernels for avx2", "torch 2.13.0",
+                 "commit 0123456,", "2026-01-02", "`make bench`", "at most 10 %"):  # fmt: skip
+        assert fact in text
+    results["here"]["commit_info"]["dirty"] = True
+    assert "uncommitted changes" in report.fill(REGION.format("machine", ""), results)
+
+
+def test_two_machines_stand_apart(results):
+    results["there"] = copy.deepcopy(results["here"])
+    text = report.fill(REGION.format("op", "") + REGION.format("machine", ""), results)
+    assert text.count("**here**") == text.count("**there**") == 1
+    assert text.count("| won |") == 2
+    assert "**there:** Some CPU" in text
+
+
+def test_errors_of_the_logits_are_shown(results):
+    row = results["here"]["benchmarks"][0]["extra_info"]
+    row |= {"logits_error": {"plan": {"max": 0.123, "mean": 0.0456}}, "logits_std": 2.5}
+    row["entropy_nats"] = 6.04
+    text = report.fill(REGION.format("op", ""), results)
+    assert "`plan` 0.12 / 0.046 (logits of standard deviation 2.5, entropy 6.0 nats)" in text
+
+
+def test_what_was_not_measured_is_not_claimed(results):
+    assert "Not measured yet" in report.fill(REGION.format("other", "| 1 |\n"), results)
+
+
+def test_region_without_an_end(results):
+    with pytest.raises(ValueError, match="no end"):
+        report.fill("<!-- report:begin op -->\n<!-- report:end other -->", results)
+
+
+@pytest.mark.parametrize(
+    ("microseconds", "words"),
+    [(0.5, "0.500 us"), (47, "47.0 us"), (999.4, "999 us"), (999.6, "1.00 ms"), (1e4, "10.0 ms"),
+     (9.996e5, "1.00 s"), (4.2e6, "4.20 s")],
+)  # fmt: skip
+def test_duration(microseconds, words):
+    assert report.duration(microseconds) == words
+
+
+def test_trimming_keeps_what_the_report_reads():
+    trimmed = report.trim([measured()])
+    assert trimmed.keys() == {"machine_info", "commit_info", "date", "benchmarks"}
+    assert all(b.keys() == {"name", "extra_info"} for b in trimmed["benchmarks"])
+    assert trimmed["benchmarks"][0]["extra_info"]["ours"]["median_us"] == 47.04
+    assert json.loads(json.dumps(trimmed)) == trimmed
+
+
+def test_trimming_merges_runs_of_one_commit_only():
+    whole, first, second = measured(), measured(), measured()
+    first["benchmarks"], second["benchmarks"] = whole["benchmarks"][:1], whole["benchmarks"][1:]
+    assert report.trim([first, second]) == report.trim([whole])
+    second["commit_info"]["id"] = "other"
+    with pytest.raises(ValueError, match="commit_info"):
+        report.trim([first, second])
+
+
+def test_trimming_refuses_a_run_that_timed_nothing():
+    untimed = measured()
+    del untimed["benchmarks"][1]["extra_info"]["ours"]
+    with pytest.raises(ValueError, match="lost"):
+        report.trim([untimed])
+
+
+def test_command_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "ROOT", tmp_path)
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "README.md").write_text(REGION.format("op", ""))
+    (tmp_path / "bench.json").write_text(json.dumps(measured()))
+    report.main(["--trim", str(tmp_path / "bench.json"), str(tmp_path / "cpu.json")])
+    report.main([str(tmp_path / "cpu.json")])
+    assert "| won |" in (tmp_path / "README.md").read_text()
+    ElementTree.fromstring((tmp_path / "docs/speed.svg").read_text())
+
+
+def test_chart_has_a_bar_for_every_comparison(results):
+    root = ElementTree.fromstring(speed_chart(results))
+    one = next(line for line in root.iter(f"{SVG}line") if line.get("class") == "one")
+    bars = [
+        r for r in root.iter(f"{SVG}rect") if r.get("height") == "10" and r.get("width") != "10"
+    ]
+    right = [bar for bar in bars if bar.get("x") == one.get("x1")]
+    left = [bar for bar in bars if float(bar.get("x")) < float(one.get("x1"))]
+    assert (len(right), len(left)) == (2, 1)
+    assert left[0].get("fill") == "none"  # a losing case is seen at a glance
+    assert float(left[0].get("x")) + float(left[0].get("width")) == float(one.get("x1"))
+    words = [text.text for text in root.iter(f"{SVG}text")]
+    assert {"2.10x", "10x", "0.50x slower", "won", "lost"} <= set(words)
+    assert "case <1>" not in words  # nothing to compare with
+
+
+def test_chart_of_special_characters(results):
+    for benchmark in results["here"]["benchmarks"]:
+        benchmark["extra_info"]["case"] = 'a < b & "c"'
+    root = ElementTree.fromstring(speed_chart(results))
+    assert 'a < b & "c"' in [text.text for text in root.iter(f"{SVG}text")]
+
+
+def test_a_case_that_rounds_to_one_is_no_loss():
+    assert [ratio for ratio in (0.9, 0.994, 0.996, 1.0, 2.0) if loses(ratio)] == [0.9, 0.994]
+
+
+@pytest.mark.skipif(not COMMITTED, reason="no measurements are committed")
+def test_readme_and_chart_are_what_was_measured():
+    # A number typed by hand, or a file of measurements without its tables.
+    results = report.load(COMMITTED)
+    readme = (ROOT / "README.md").read_text()
+    assert report.fill(readme, results) == readme
+    assert speed_chart(results) == (ROOT / report.CHART).read_text()
+    shown = re.findall(r"<!-- report:begin (\w+) -->", readme)
+    measured = {b["extra_info"]["op"] for r in results.values() for b in r["benchmarks"]}
+    assert measured | {"machine"} <= set(shown)

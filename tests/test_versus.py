@@ -1,0 +1,156 @@
+"""The harness of the benchmarks: what it times, what it says, and what it keeps to itself."""
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lpd_ext import LPDConfig
+
+sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
+from bench_decode import ROUNDS, duel
+from contender import Contender, fastest, summary
+from machine import cpu_name, machine
+from report import BASELINES, fill, trim
+
+ROOT = Path(__file__).parent.parent
+BENCHMARKS = ROOT / "benchmarks"
+
+
+def clock(seconds):
+    """A contender whose calls take `seconds` each by a clock of its own."""
+    now = [0.0]
+
+    def call(*_):
+        now[0] += seconds
+
+    return Contender(call, timer=lambda: now[0])
+
+
+def test_short_calls_are_timed_in_blocks():
+    # A clock's tick over one call of a microsecond would be all that is measured.
+    rival = clock(1e-6)
+    assert rival.calibrate(2e-3) >= 2e-3
+    assert rival.calls >= 2000
+    assert rival.seconds == []
+    assert rival.time_block() == pytest.approx(1e-6)
+    long = clock(5.0)
+    assert long.calibrate(2e-3) == 5
+    assert long.calls == 1
+
+
+def test_inputs_take_turns():
+    # The same buffers again and again would be hot in L1.
+    seen = []
+    rival = Contender(seen.append, [(1,), (2,), (3,)], calls=4)
+    rival.time_block()
+    rival.time_block()
+    rival.next()
+    assert seen == [1, 2, 3, 1, 2, 3, 1, 2, 3]
+
+
+def test_a_baseline_is_the_best_of_its_variants():
+    variants = {"slow": clock(3.0), "fast": clock(2.0), "slower": clock(4.0)}
+    assert fastest(variants) == "fast"
+    assert variants["fast"].seconds == []  # the choice is no measurement
+
+
+def test_a_ratio_is_taken_within_rounds():
+    # Half of the rounds on a machine three times as slow: medians apart would invent a speed-up.
+    ours = [1.0, 1.0, 1.0, 3.0, 3.0]
+    theirs = [2.0, 2.0, 6.0, 6.0, 6.0]
+    result = summary(ours, {"theirs": theirs})
+    assert result["ours"]["median_us"] == 1e6
+    assert result["baselines"]["theirs"]["median_us"] == 6e6
+    assert result["baselines"]["theirs"]["ratio"] == 2
+    assert result["ours"]["iqr_us"] == 2e6
+
+
+@pytest.mark.parametrize(
+    ("name", "family", "wanted"),
+    [
+        ("Intel(R) Xeon(R) Platinum 8481C CPU @ 2.70GHz", 6, "Intel Xeon Platinum 8481C"),
+        ("Intel(R) Xeon(R) Processor", 6, "Intel Xeon (family 6, model 143)"),
+        ("AMD EPYC 9R14", 25, "AMD EPYC 9R14"),
+    ],
+)
+def test_cpu_name(name, family, wanted):
+    text = f"vendor_id\t: X\ncpu family\t: {family}\nmodel\t\t: 143\nmodel name\t: {name}\n"
+    assert cpu_name(text) == wanted
+
+
+def test_cpu_name_where_there_is_no_cpuinfo():
+    assert cpu_name("")
+
+
+def pytest_run(*arguments, cwd):
+    pytest.importorskip("pytest_benchmark")
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(BENCHMARKS)])
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+TINY = """
+import time
+def test_tiny(versus):
+    slow = {"much": lambda x: time.sleep(3e-3), "less": lambda x: time.sleep(2e-3)}
+    baselines = {"slow": slow, "equal": lambda x: time.sleep(1e-3)}
+    versus("op", "case", lambda x: time.sleep(1e-3), baselines, inputs=[(1,), (2,)], rounds=5,
+           entropy_nats=6.5)
+"""
+
+
+def test_a_duel_from_fixture_to_report(tmp_path):
+    shutil.copy(BENCHMARKS / "conftest.py", tmp_path)
+    (tmp_path / "bench_tiny.py").write_text(TINY)
+    (tmp_path / "pytest.ini").write_text("[pytest]\npython_files = bench_*.py\n")
+    pytest_run("--benchmark-json=bench.json", cwd=tmp_path)
+    text = (tmp_path / "bench.json").read_text()
+    for secret in (platform.node(), str(tmp_path), str(ROOT), sys.prefix):
+        assert len(secret) < 4 or secret not in text, "a host name or a path would be committed"
+    result = json.loads(text)
+    assert result["machine_info"] == machine() | {"threads": 1}
+    assert result["commit_info"].keys() == {"id", "dirty"}
+    info = result["benchmarks"][0]["extra_info"]
+    assert (info["op"], info["case"], info["rounds"], info["entropy_nats"]) == (
+        "op",
+        "case",
+        5,
+        6.5,
+    )
+    assert info["baselines"].keys() == {"slow", "equal"}
+    assert info["baselines"]["slow"]["variant"] == "less"
+    assert info["baselines"]["slow"]["ratio"] > 1
+    assert result["benchmarks"][0]["stats"]["median"] * 1e6 == info["ours"]["median_us"]
+    region = "<!-- report:begin op -->\n<!-- report:end op -->"
+    assert "| case | " in fill(region, {"here": trim([result])})
+
+
+def test_benchmarks_of_ops_run_and_verify():
+    # Their smallest cases, untimed: a benchmark nobody runs rots.
+    smallest = "256-0-2 or unfiltered or (one and 16x16)"
+    pytest_run(str(BENCHMARKS), "--benchmark-disable", "-k", smallest, cwd=ROOT)
+
+
+def test_benchmark_of_a_generation_verifies_and_runs():
+    # On a tiny model: the plan and the loops still take these arguments and agree.
+    config = LPDConfig(grid=(8, 8), dim=64, depth=2, num_heads=2, vocab_size=1024, num_classes=9)
+    shown = {}
+
+    def versus(op, case, ours, baselines, *, rounds, **notes):
+        loops = {"plan": ours} | baselines
+        shown.update(notes, op=op, tokens={name: loop() for name, loop in loops.items()})
+        assert baselines.keys() <= BASELINES.keys()  # the report can say what they are
+
+    duel(versus, config, batch=2, rounds=ROUNDS[4])
+    assert shown["op"] == "decode"
+    assert {tuple(tokens.shape) for tokens in shown["tokens"].values()} == {(2, 64)}
+    assert shown["logits_error"].keys() == shown["tokens"].keys()
+    assert all(0 < error["mean"] < 0.1 for error in shown["logits_error"].values())
