@@ -46,7 +46,12 @@ WORDS = {
 # Python room -> modules of this package it may import.
 IMPORTS = {
     "lpd_ext/ops/reference.py": ["lpd_ext.philox"],
-    "lpd_ext/ops": ["lpd_ext._binary", "lpd_ext.checks", "lpd_ext.ops.launch"],
+    "lpd_ext/ops": [
+        "lpd_ext._binary",
+        "lpd_ext.checks",
+        "lpd_ext.ops.huge_pages",
+        "lpd_ext.ops.launch",
+    ],
     "lpd_ext/checks.py": [],
     "lpd_ext/cpu_variant.py": ["lpd_ext._binary", "lpd_ext.checks"],
     "lpd_ext/models": ["lpd_ext.models", "lpd_ext.checks", "lpd_ext.files"],

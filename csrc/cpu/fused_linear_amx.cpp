@@ -30,7 +30,6 @@ constexpr int64_t kStretch = 16;     // blocks of inputs; one pass alone takes a
 constexpr int64_t kGroupPanels = 4;  // panels that share a stretch of the inputs
 constexpr int64_t kPassSums = kPassRows * kPanel;
 constexpr int64_t kMaxSums = kGroupPanels * (kRowBlock / kPassRows) * kPassSums;
-static_assert(kMaxSums == kAmxSums);
 // Up to so many rows that need no norm are multiplied where they are.
 constexpr int64_t kInPlaceRows = 64;
 
@@ -98,17 +97,12 @@ class Pending {
   const float* sums_ = nullptr;
 };
 
-// Elements between neighbouring rows, and blocks of inputs, of what a pass multiplies.
-struct InputStrides {
-  int64_t row;
-  int64_t block;
-};
-
 // Adds the product of a pass and a stretch of a panel to its sums, kPanel apart, or begins them.
 template <bool kTwoTiles>
 inline void multiply(const Pass& pass,
-                     const BFloat16* a,
-                     const InputStrides& strides,
+                     const InputRows<BFloat16>& rows,
+                     int64_t row,
+                     int64_t first_block,
                      const BFloat16* stretch,
                      int64_t num_blocks,
                      bool begins,
@@ -116,8 +110,7 @@ inline void multiply(const Pass& pass,
                      Pending& pending,
                      float* sums) {
   constexpr int64_t kSumBytes = kPanel * sizeof(float);
-  const int64_t row_bytes = strides.row * static_cast<int64_t>(sizeof(BFloat16));
-  const BFloat16* lower = a + pass.upper * strides.row;
+  const int64_t row_bytes = rows.row_stride * static_cast<int64_t>(sizeof(BFloat16));
   float* lower_sums = sums + pass.upper * kPanel;
   if (begins) {
     _tile_zero(0);
@@ -134,14 +127,15 @@ inline void multiply(const Pass& pass,
   }
   for (int64_t block = 0; block < num_blocks; ++block) {
     _tile_loadd(6, stretch + block * kWeights, kLineBytes);
-    _tile_loadd(4, a + block * strides.block, row_bytes);
+    const BFloat16* upper = rows.at(row, first_block + block);
+    _tile_loadd(4, upper, row_bytes);
     _tile_dpbf16ps(0, 4, 6);
     _tile_loadd(7, stretch + block * kWeights + kWeights / 2, kLineBytes);
     _tile_dpbf16ps(1, 4, 7);
     prefetch.slot();
     pending.finish_one();
     if constexpr (kTwoTiles) {
-      _tile_loadd(5, lower + block * strides.block, row_bytes);
+      _tile_loadd(5, upper + pass.upper * rows.row_stride, row_bytes);
       _tile_dpbf16ps(2, 5, 6);
       _tile_dpbf16ps(3, 5, 7);
     }
@@ -154,30 +148,33 @@ inline void multiply(const Pass& pass,
   }
 }
 
-// A row block against its panels.
+// A row block against panels of the weight.
 class BlockProduct {
  public:
-  BlockProduct(const FusedLinearParams& params, const RowBlock& block, float* sums)
+  BlockProduct(const FusedLinearParams& params,
+               int64_t block,
+               const std::byte* prepared,
+               float* sums)
       : params_(params),
-        block_(block),
-        pass_(block.rows),
+        rows_(input_rows<BFloat16>(params, block, prepared)),
+        out_(params, block),
+        pass_(out_.count()),
         num_blocks_(num_blocks(params)),
         stretch_(pass_.count == 1 ? num_blocks_ : kStretch),
         sums_(sums),
         pending_(params, avx512::finish_row_for(params)) {}
 
-  void run(const BFloat16* a, const InputStrides& strides) {
+  void run(int64_t begin, int64_t end) {
     configure_tiles(pass_);
-    for (int64_t group = block_.panel_begin; group < block_.panel_end; group += kGroupPanels) {
-      const int64_t group_end = std::min(block_.panel_end, group + kGroupPanels);
+    for (int64_t group = begin; group < end; group += kGroupPanels) {
+      const int64_t group_end = std::min(end, group + kGroupPanels);
       for (int64_t first = 0; first < num_blocks_; first += stretch_) {
         for (int64_t panel = group; panel < group_end; ++panel) {
           // What comes next; behind the last panel the addresses do no harm.
           const BFloat16* next = panel + 1 < group_end            ? weights(panel + 1, first)
                                  : first + stretch_ < num_blocks_ ? weights(group, first + stretch_)
                                                                   : weights(group_end, 0);
-          run_stretch(panel, first, a + first * strides.block, strides, next,
-                      sums_ + (panel - group) * pass_.count * kPassSums);
+          run_stretch(panel, first, next, sums_ + (panel - group) * pass_.count * kPassSums);
         }
       }
     }
@@ -190,28 +187,24 @@ class BlockProduct {
     return static_cast<const BFloat16*>(params_.weight) + (panel * num_blocks_ + block) * kWeights;
   }
 
-  void run_stretch(int64_t panel,
-                   int64_t first,
-                   const BFloat16* a,
-                   const InputStrides& strides,
-                   const BFloat16* next,
-                   float* sums) {
+  void run_stretch(int64_t panel, int64_t first, const BFloat16* next, float* sums) {
     const int64_t blocks = std::min(stretch_, num_blocks_ - first);
     const bool ends = first + blocks == num_blocks_;
     Prefetch prefetch(next, blocks * kWeights * sizeof(BFloat16), pass_.count * blocks);
-    for (int64_t row = 0; row < block_.rows; row += pass_.rows, sums += kPassSums) {
-      const int64_t from = std::min(row, block_.rows - pass_.rows);
-      (pass_.lower() > 0 ? multiply<true> : multiply<false>)(pass_, a + from * strides.row, strides,
+    for (int64_t row = 0; row < out_.count(); row += pass_.rows, sums += kPassSums) {
+      const int64_t from = std::min(row, out_.count() - pass_.rows);
+      (pass_.lower() > 0 ? multiply<true> : multiply<false>)(pass_, rows_, from, first,
                                                              weights(panel, first), blocks,
                                                              first == 0, prefetch, pending_, sums);
       if (!ends) continue;
       pending_.finish_all();
-      pending_.set(block_.out + row, from + pass_.rows - row, panel, sums + (row - from) * kPanel);
+      pending_.set(out_.from(row), from + pass_.rows - row, panel, sums + (row - from) * kPanel);
     }
   }
 
   const FusedLinearParams& params_;
-  const RowBlock& block_;
+  const InputRows<BFloat16> rows_;
+  const OutputRows out_;
   const Pass pass_;
   const int64_t num_blocks_;
   const int64_t stretch_;
@@ -219,26 +212,23 @@ class BlockProduct {
   Pending pending_;
 };
 
+void fused_linear_prepare(const FusedLinearParams& params,
+                          int64_t block,
+                          int64_t begin,
+                          int64_t end,
+                          std::byte* prepared) {
+  avx512::prepare<BFloat16>(params, block, begin, end, prepared);
+}
+
+size_t fused_linear_workspace_size() { return kMaxSums * sizeof(float); }
+
 void fused_linear(const FusedLinearParams& params,
+                  int64_t block,
                   int64_t begin,
                   int64_t end,
+                  const std::byte* prepared,
                   std::byte* workspace) {
-  float* sums = reinterpret_cast<float*>(workspace);
-  BFloat16* prepared = reinterpret_cast<BFloat16*>(sums + kMaxSums);
-  for_each_row_block(params, begin, end, [&](const RowBlock& block) {
-    const BFloat16* a = prepared;
-    InputStrides strides{kBlock, block.rows * kBlock};
-    if (rows_fit_tiles(params) && block.rows <= kInPlaceRows) {
-      strides = {params.x_row_stride, kBlock};
-      a = static_cast<const BFloat16*>(params.x) + block.first_row * strides.row;
-    } else if (params.norm_weight != nullptr) {
-      avx512::prepare_rows<float>(params, block.first_row, block.rows, prepared);
-    } else {
-      avx512::prepare_rows<BFloat16>(params, block.first_row, block.rows, prepared);
-    }
-    asm volatile("" ::: "memory");  // the compiler does not know that tiles are loaded from memory
-    BlockProduct(params, block, sums).run(a, strides);
-  });
+  BlockProduct(params, block, prepared, reinterpret_cast<float*>(workspace)).run(begin, end);
 }
 
 }  // namespace lpd::cpu::amx

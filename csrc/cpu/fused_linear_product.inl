@@ -14,9 +14,13 @@ struct Tile {
 };
 
 template <int kRows>
-LPD_INLINE void accumulate(Tile<kRows>& tile, const float* a, Vector b0, Vector b1) {
+LPD_INLINE void accumulate(Tile<kRows>& tile,
+                           const float* a,
+                           int64_t stride,
+                           Vector b0,
+                           Vector b1) {
   for (int row = 0; row < kRows; ++row) {
-    const Vector value = broadcast(a[row * kBlock]);
+    const Vector value = broadcast(a[row * stride]);
     tile.low[row] = multiply_add(value, b0, tile.low[row]);
     tile.high[row] = multiply_add(value, b1, tile.high[row]);
   }
@@ -26,23 +30,28 @@ LPD_INLINE void accumulate(Tile<kRows>& tile, const float* a, Vector b0, Vector 
 template <int kRows>
 LPD_INLINE void multiply_block(Tile<kRows>& tile,
                                const float* a,
+                               int64_t stride,
                                const float* panel,
                                int64_t inputs) {
   for (int64_t k = 0; k < inputs; ++k, panel += kPanel) {
-    accumulate(tile, a + k, load(panel), load(panel + kLanes));
+    accumulate(tile, a + k, stride, load(panel), load(panel + kLanes));
   }
 }
 
 template <int kRows>
-LPD_INLINE void multiply_block(Tile<kRows>& tile, const float* a, const BFloat16* panel, int64_t) {
+LPD_INLINE void multiply_block(Tile<kRows>& tile,
+                               const float* a,
+                               int64_t stride,
+                               const BFloat16* panel,
+                               int64_t) {
   // Vectors narrower than a tile's 16 outputs lie side by side in it, others in the next tile.
   constexpr int64_t kNext = kLanes == 16 ? 16 * kBlock : 2 * kLanes;
   for (int64_t k = 0; k < kBlock; k += 2, panel += 32) {
     Vector even0, odd0, even1, odd1;
     load_pairs(panel, even0, odd0);
     load_pairs(panel + kNext, even1, odd1);
-    accumulate(tile, a + k, even0, even1);
-    accumulate(tile, a + k + 1, odd0, odd1);
+    accumulate(tile, a + k, stride, even0, even1);
+    accumulate(tile, a + k + 1, stride, odd0, odd1);
   }
 }
 
@@ -52,11 +61,10 @@ inline const BFloat16* tile_of(const BFloat16* panel, int64_t first) {
   return panel + first / 16 * (16 * kBlock) + first % 16 * 2;
 }
 
-// Sums of kRows prepared rows of `rows` and a panel, kPanel apart.
+// Sums of the first kRows of some rows and a panel, kPanel apart.
 template <int kRows, class Weight>
 inline void multiply_tile(const FusedLinearParams& params,
-                          const float* a,
-                          int64_t rows,
+                          const InputRows<float>& rows,
                           const Weight* panel,
                           Prefetch& prefetch,
                           float* sums) {
@@ -68,7 +76,7 @@ inline void multiply_tile(const FusedLinearParams& params,
       for (int row = 0; row < kRows; ++row) tile.low[row] = tile.high[row] = zero();
       for (int64_t block = begin; block < std::min(blocks, begin + kChain); ++block) {
         prefetch.slot();
-        multiply_block(tile, a + block * rows * kBlock, weight + block * kBlock * kPanel,
+        multiply_block(tile, rows.at(0, block), rows.row_stride, weight + block * kBlock * kPanel,
                        std::min(kBlock, params.in_features - block * kBlock));
       }
       for (int row = 0; row < kRows; ++row) {
@@ -83,52 +91,63 @@ inline void multiply_tile(const FusedLinearParams& params,
 // The rows that are left fill a smaller tile.
 template <int kRows, class Weight>
 inline void multiply_rows(const FusedLinearParams& params,
-                          const float* a,
-                          int64_t rows,
+                          const InputRows<float>& rows,
                           int64_t left,
                           const Weight* panel,
                           Prefetch& prefetch,
                           float* sums) {
-  if (left >= kRows) return multiply_tile<kRows>(params, a, rows, panel, prefetch, sums);
-  if constexpr (kRows > 1) multiply_rows<kRows - 1>(params, a, rows, left, panel, prefetch, sums);
+  if (left >= kRows) return multiply_tile<kRows>(params, rows, panel, prefetch, sums);
+  if constexpr (kRows > 1) {
+    multiply_rows<kRows - 1>(params, rows, left, panel, prefetch, sums);
+  }
 }
 
-template <class Source, class Weight>
-inline void run(const FusedLinearParams& params, int64_t begin, int64_t end, std::byte* workspace) {
-  float* prepared = reinterpret_cast<float*>(workspace);
+template <class Weight>
+inline void run(const FusedLinearParams& params,
+                int64_t block,
+                int64_t begin,
+                int64_t end,
+                const std::byte* prepared) {
+  const InputRows<float> rows = input_rows<float>(params, block, prepared);
+  const OutputRows out(params, block);
+  const FinishRow finish_row = finish_row_for(params);
   // A float32 panel has no padding along the inputs.
   const int64_t depth =
       sizeof(Weight) == sizeof(float) ? params.in_features : num_blocks(params) * kBlock;
-  const FinishRow finish_row = finish_row_for(params);
+  const int64_t tiles = (out.count() + kTileRows - 1) / kTileRows * (kPanel / kTileOutputs);
   alignas(64) float sums[kTileRows * kPanel];
-  for_each_row_block(params, begin, end, [&](const RowBlock& block) {
-    prepare_rows<Source>(params, block.first_row, block.rows, prepared);
-    for (int64_t panel = block.panel_begin; panel < block.panel_end; ++panel) {
-      const Weight* weight = static_cast<const Weight*>(params.weight) + panel * depth * kPanel;
-      const int64_t tiles = (block.rows + kTileRows - 1) / kTileRows * (kPanel / kTileOutputs);
-      Prefetch prefetch(weight + depth * kPanel, depth * kPanel * sizeof(Weight),
-                        tiles * num_blocks(params));
-      for (int64_t row = 0; row < block.rows; row += kTileRows) {
-        const int64_t count = std::min<int64_t>(kTileRows, block.rows - row);
-        multiply_rows<kTileRows>(params, prepared + row * kBlock, block.rows, count, weight,
-                                 prefetch, sums);
-        for (int64_t i = 0; i < count; ++i) {
-          finish_row(params, block.out[row + i], panel, sums + i * kPanel);
-        }
+  for (int64_t panel = begin; panel < end; ++panel) {
+    const Weight* weight = static_cast<const Weight*>(params.weight) + panel * depth * kPanel;
+    // Behind the last panel the addresses do no harm.
+    Prefetch prefetch(weight + depth * kPanel, depth * kPanel * sizeof(Weight),
+                      tiles * num_blocks(params));
+    for (int64_t row = 0; row < out.count(); row += kTileRows) {
+      const int64_t count = std::min<int64_t>(kTileRows, out.count() - row);
+      const InputRows<float> left{rows.at(row, 0), rows.row_stride, rows.chunk_stride};
+      multiply_rows<kTileRows>(params, left, count, weight, prefetch, sums);
+      for (int64_t i = 0; i < count; ++i) {
+        finish_row(params, *out.from(row + i), panel, sums + i * kPanel);
       }
     }
-  });
+  }
+}
+
+void fused_linear_prepare(const FusedLinearParams& params,
+                          int64_t block,
+                          int64_t begin,
+                          int64_t end,
+                          std::byte* prepared) {
+  prepare<float>(params, block, begin, end, prepared);
 }
 
 void fused_linear(const FusedLinearParams& params,
+                  int64_t block,
                   int64_t begin,
                   int64_t end,
-                  std::byte* workspace) {
+                  const std::byte* prepared) {
   if (params.dtype == Dtype::kFloat32) {
-    run<float, float>(params, begin, end, workspace);
-  } else if (params.norm_weight != nullptr) {
-    run<float, BFloat16>(params, begin, end, workspace);
+    run<float>(params, block, begin, end, prepared);
   } else {
-    run<BFloat16, BFloat16>(params, begin, end, workspace);
+    run<BFloat16>(params, block, begin, end, prepared);
   }
 }

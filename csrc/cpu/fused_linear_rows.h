@@ -11,15 +11,18 @@
 
 namespace lpd::cpu {
 
-// Rows that go over a panel of the weight together. Enough to hide the reading of it behind
-// arithmetic; their inputs stay in the second level cache.
+// Rows that go over a panel of the weight together: enough to hide the reading of it behind
+// arithmetic.
 constexpr int64_t kRowBlock = 256;
-// Input features of a block: prepared rows lie as [block of inputs][row][kBlock], so that the part
-// of neighbouring rows that is multiplied at a time is one stretch of memory.
+// Input features that are multiplied at a time.
 constexpr int64_t kBlock = 32;
-
-// Sums that the AMX variant keeps in the workspace, before the rows.
-constexpr int64_t kAmxSums = 4 * kRowBlock * kPanel;
+// Prepared rows are padded with zeros to whole blocks and lie as [chunk of inputs][row][kChunk]:
+// whole rows would touch a page each where they are multiplied, single blocks where they are
+// written.
+constexpr int64_t kChunkBlocks = 8;
+constexpr int64_t kChunk = kChunkBlocks * kBlock;
+// Up to so many rows are multiplied where they are.
+constexpr int64_t kInPlaceRows = 64;
 
 inline int64_t num_panels(const FusedLinearParams& params) {
   return (params.out_features + kPanel - 1) / kPanel;
@@ -41,23 +44,64 @@ inline int64_t row_offset(const FusedLinearParams& params,
   return row / params.num_rows * batch_stride + row % params.num_rows * row_stride;
 }
 
-// Whether bfloat16 rows can be taken from where they are: even steps, no padding, no norm.
-inline bool rows_fit_tiles(const FusedLinearParams& params) {
-  const bool even =
-      params.batch == 1 || params.x_batch_stride == params.num_rows * params.x_row_stride;
-  return even && params.norm_weight == nullptr && params.in_features % kBlock == 0;
+// Whether the rows of x follow each other in even steps, so that one stride tells where they are.
+inline bool rows_are_even(const FusedLinearParams& params) {
+  return params.batch == 1 || params.x_batch_stride == params.num_rows * params.x_row_stride;
 }
 
-inline int64_t out_element_size(const FusedLinearParams& params) {
-  return params.out_dtype == Dtype::kFloat32 ? sizeof(float) : sizeof(BFloat16);
+// The rows of a block as the product reads them.
+template <class T>
+struct InputRows {
+  const T* first;
+  int64_t row_stride;
+  int64_t chunk_stride;
+
+  const T* at(int64_t row, int64_t block) const {
+    return first + row * row_stride + block / kChunkBlocks * chunk_stride +
+           block % kChunkBlocks * kBlock;
+  }
+};
+
+template <class T>
+inline InputRows<T> input_rows(const FusedLinearParams& params,
+                               int64_t block,
+                               const std::byte* prepared) {
+  if (fused_linear_prepared_size(params) != 0) {
+    const int64_t rows = fused_linear_num_rows(params, block);
+    return {reinterpret_cast<const T*>(prepared), kChunk, rows * kChunk};
+  }
+  return {static_cast<const T*>(params.x) + block * kRowBlock * params.x_row_stride,
+          params.x_row_stride, kChunk};
 }
 
-// Fetches the panel that comes next into the second level cache, some lines at a time: with few
-// rows reading the weight is what takes time, and it goes on while this panel is multiplied.
+// The rows of a block's output.
+class OutputRows {
+ public:
+  OutputRows(const FusedLinearParams& params, int64_t block)
+      : count_(fused_linear_num_rows(params, block)) {
+    const int64_t size = params.out_dtype == Dtype::kFloat32 ? sizeof(float) : sizeof(BFloat16);
+    for (int64_t i = 0; i < count_; ++i) {
+      rows_[i] = static_cast<std::byte*>(params.out) +
+                 size * row_offset(params, block * kRowBlock + i, params.out_batch_stride,
+                                   params.out_row_stride);
+    }
+  }
+
+  int64_t count() const { return count_; }
+  std::byte* const* from(int64_t row) const { return rows_ + row; }
+
+ private:
+  int64_t count_;
+  std::byte* rows_[kRowBlock];
+};
+
+// Fetches the part of the weight that comes next into the second level cache, some lines at a time:
+// with few rows reading the weight is what takes time, and it goes on while this part is
+// multiplied.
 class Prefetch {
  public:
-  Prefetch(const void* panel, int64_t bytes, int64_t slots)
-      : line_(static_cast<const char*>(panel)),
+  Prefetch(const void* next, int64_t bytes, int64_t slots)
+      : line_(static_cast<const char*>(next)),
         end_(line_ + bytes),
         bytes_per_slot_(bytes / slots + kLineBytes) {}
 
@@ -72,37 +116,5 @@ class Prefetch {
   const char* end_;
   int64_t bytes_per_slot_;
 };
-
-// The rows of a block and the panels of the weight that go over them.
-struct RowBlock {
-  int64_t first_row;
-  int64_t rows;
-  int64_t panel_begin;
-  int64_t panel_end;
-  std::byte* out[kRowBlock];  // where each row's output begins
-};
-
-template <class Body>
-inline void for_each_row_block(const FusedLinearParams& params,
-                               int64_t begin,
-                               int64_t end,
-                               const Body& body) {
-  const int64_t panels = num_panels(params);
-  RowBlock block;
-  while (begin < end) {
-    block.first_row = begin / panels * kRowBlock;
-    block.rows = std::min(kRowBlock, total_rows(params) - block.first_row);
-    block.panel_begin = begin % panels;
-    block.panel_end = std::min(panels, block.panel_begin + (end - begin));
-    for (int64_t i = 0; i < block.rows; ++i) {
-      block.out[i] =
-          static_cast<std::byte*>(params.out) +
-          out_element_size(params) * row_offset(params, block.first_row + i,
-                                                params.out_batch_stride, params.out_row_stride);
-    }
-    body(block);
-    begin += block.panel_end - block.panel_begin;
-  }
-}
 
 }  // namespace lpd::cpu

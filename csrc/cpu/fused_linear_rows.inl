@@ -1,22 +1,22 @@
 // Prologue and epilogue of fused_linear, for the namespace and target of the including file.
 
 // Writes a row as the product takes it: normalised or copied, padded with zeros to whole blocks,
-// which lie `block_stride` apart.
+// in chunks that lie chunk_stride apart.
 template <class Source, class Prepared>
 inline void prepare_row(const FusedLinearParams& params,
                         const Source* x,
                         Prepared* prepared,
-                        int64_t block_stride) {
+                        int64_t chunk_stride) {
   const int64_t n = params.in_features;
   const auto load_at = [&](int64_t i) { return load(x + i); };
   const auto store_at = [&](int64_t i, Vector y) {
-    store(prepared + i / kBlock * block_stride + i % kBlock, y);
+    store(prepared + i / kChunk * chunk_stride + i % kChunk, y);
   };
   if (params.norm_weight != nullptr) {
     layer_norm(n, params.norm_weight, params.norm_bias, params.norm_eps, load_at, store_at);
   } else if constexpr (std::is_same_v<Source, Prepared>) {
-    for (int64_t i = 0; i < n; i += kBlock) {
-      std::copy_n(x + i, std::min(kBlock, n - i), prepared + i / kBlock * block_stride);
+    for (int64_t i = 0; i < n; i += kChunk) {
+      std::copy_n(x + i, std::min(kChunk, n - i), prepared + i / kChunk * chunk_stride);
     }
   } else {
     for (int64_t i = 0; i < n; i += kLanes) store_at(i, load_at(i));
@@ -26,14 +26,31 @@ inline void prepare_row(const FusedLinearParams& params,
 
 template <class Source, class Prepared>
 inline void prepare_rows(const FusedLinearParams& params,
-                         int64_t first_row,
-                         int64_t rows,
-                         Prepared* prepared) {
+                         int64_t block,
+                         int64_t begin,
+                         int64_t end,
+                         std::byte* prepared) {
   const Source* x = static_cast<const Source*>(params.x);
-  for (int64_t row = 0; row < rows; ++row) {
-    const int64_t offset =
-        row_offset(params, first_row + row, params.x_batch_stride, params.x_row_stride);
-    prepare_row(params, x + offset, prepared + row * kBlock, rows * kBlock);
+  Prepared* rows = reinterpret_cast<Prepared*>(prepared);
+  const int64_t chunk_stride = fused_linear_num_rows(params, block) * kChunk;
+  for (int64_t i = begin; i < end; ++i) {
+    const int64_t row = block * kRowBlock + i;
+    prepare_row(params, x + row_offset(params, row, params.x_batch_stride, params.x_row_stride),
+                rows + i * kChunk, chunk_stride);
+  }
+}
+
+// Narrow rows stay so or are widened, according to what the variant multiplies.
+template <class Prepared>
+inline void prepare(const FusedLinearParams& params,
+                    int64_t block,
+                    int64_t begin,
+                    int64_t end,
+                    std::byte* prepared) {
+  if (params.norm_weight != nullptr || params.dtype == Dtype::kFloat32) {
+    prepare_rows<float, Prepared>(params, block, begin, end, prepared);
+  } else {
+    prepare_rows<BFloat16, Prepared>(params, block, begin, end, prepared);
   }
 }
 
@@ -69,7 +86,8 @@ inline void finish_row_as(const FusedLinearParams& params,
                           const float* sums) {
   const int64_t first = panel * kPanel;
   const int64_t count = std::min(kPanel, params.out_features - first);
-  Out* to = reinterpret_cast<Out*>(out) + first;
+  Out* const begin = reinterpret_cast<Out*>(out) + first;
+  Out* to = begin;
   Out padded[kPanel];
   if (count < kPanel) {  // the last panel: finish a full one beside the output
     std::fill_n(padded, kPanel, Out{});
@@ -82,7 +100,7 @@ inline void finish_row_as(const FusedLinearParams& params,
     if constexpr (epilogue == Epilogue::kAdd) y = add(load(to + i), y);
     store(to + i, y);
   }
-  if (to == padded) std::copy_n(padded, count, reinterpret_cast<Out*>(out) + first);
+  if (to == padded) std::copy_n(padded, count, begin);
 }
 
 using FinishRow = void (*)(const FusedLinearParams&, std::byte*, int64_t, const float*);

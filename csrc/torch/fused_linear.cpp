@@ -14,6 +14,7 @@ namespace lpd::binding {
 namespace {
 
 constexpr const char* kOp = "fused_linear";
+constexpr int64_t kRowsPerTask = 16;  // a thread is worth waking for
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -91,11 +92,21 @@ void fused_linear_cpu(Tensor x,
       .out_batch_stride = out.stride(0),
       .out_row_stride = out.stride(1),
   };
-  torch::stable::parallel_for(
-      0, cpu::fused_linear_num_pieces(params), /*grain_size=*/1, [&](int64_t begin, int64_t end) {
-        std::byte* space = workspace(cpu::fused_linear_workspace_size(params));
-        cpu::fused_linear(params, begin, end, space);
-      });
+  const int64_t num_blocks = batch * num_rows == 0 ? 0 : cpu::fused_linear_num_blocks(params);
+  std::byte* prepared = workspace(cpu::fused_linear_prepared_size(params), Workspace::kShared);
+  for (int64_t block = 0; block < num_blocks; ++block) {
+    if (prepared != nullptr) {
+      torch::stable::parallel_for(0, cpu::fused_linear_num_rows(params, block), kRowsPerTask,
+                                  [&](int64_t begin, int64_t end) {
+                                    cpu::fused_linear_prepare(params, block, begin, end, prepared);
+                                  });
+    }
+    torch::stable::parallel_for(
+        0, cpu::fused_linear_num_panels(params), /*grain_size=*/1, [&](int64_t begin, int64_t end) {
+          std::byte* space = workspace(cpu::fused_linear_workspace_size(params));
+          cpu::fused_linear(params, block, begin, end, prepared, space);
+        });
+  }
 }
 
 }  // namespace

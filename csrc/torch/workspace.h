@@ -1,46 +1,26 @@
-// Workspace of the CPU kernels: one buffer a thread. It grows to the largest size a call on that
-// thread asked for, is kept for the next call (a loop of equal steps allocates nothing) and freed
-// when the thread ends. What an earlier call left in it is garbage.
+// Memory that CPU kernels compute in, kept from call to call: a loop of equal steps allocates
+// nothing. What an earlier call left in it is garbage.
 #pragma once
 
 #include <cstddef>
-#include <new>
+#include <vector>
 
 namespace lpd::binding {
 
-class Workspace {
- public:
-  Workspace() = default;
-  Workspace(const Workspace&) = delete;
-  ~Workspace() { release(); }
+// What a thread computes in itself, and what it lets the threads of one call share.
+enum class Workspace { kOwn, kShared };
 
-  std::byte* at_least(size_t bytes) {
-    if (bytes > size_) {
-      release();
-      data_ = static_cast<std::byte*>(::operator new(bytes, kAlignment));
-      size_ = bytes;
-    }
-    return data_;
-  }
-
- private:
-  static constexpr std::align_val_t kAlignment{64};
-
-  // Leaves a state that a failing allocation may follow.
-  void release() {
-    ::operator delete(data_, kAlignment);
-    data_ = nullptr;
-    size_ = 0;
-  }
-
-  std::byte* data_ = nullptr;
-  size_t size_ = 0;
-};
-
-// This thread's buffer, 64-byte aligned, until its next call.
-inline std::byte* workspace(size_t bytes) {
-  static thread_local Workspace of_thread;
-  return of_thread.at_least(bytes);
+// At least so many bytes of this thread, 64-byte aligned, valid until its next call for that
+// workspace; nullptr for none.
+inline std::byte* workspace(size_t bytes, Workspace which = Workspace::kOwn) {
+  struct alignas(64) Line {
+    std::byte bytes[64];
+  };
+  thread_local std::vector<Line> spaces[2];
+  std::vector<Line>& lines = spaces[static_cast<int>(which)];
+  const size_t num_lines = (bytes + sizeof(Line) - 1) / sizeof(Line);
+  if (lines.size() < num_lines) lines = std::vector<Line>(num_lines);
+  return bytes == 0 ? nullptr : reinterpret_cast<std::byte*>(lines.data());
 }
 
 }  // namespace lpd::binding

@@ -15,6 +15,7 @@ from lpd_ext.checks import (
     check_tensor,
     fail,
 )
+from lpd_ext.ops.huge_pages import zeros_in_huge_pages
 from lpd_ext.ops.launch import Launch
 
 _OP = "fused_linear"
@@ -103,7 +104,7 @@ def pack_linear(
         shape = (panels, -(-in_features // 32), 2, _TILE, _TILE, 2)
     if into is None:
         into = PackedLinear(
-            torch.zeros(shape, dtype=dtype, device=weight.device),
+            zeros_in_huge_pages(shape, dtype=dtype, device=weight.device),
             torch.zeros(panels * _PANEL, device=weight.device),
             in_features,
             out_features,

@@ -46,17 +46,31 @@ constexpr int64_t kPanel = 32;  // output features of a panel of the weight
 
 namespace cpu {
 
-// Pieces of the work: row blocks times panels. A piece is computed alone and in one order: the bits
-// of a row depend neither on other rows nor on the cut.
-int64_t fused_linear_num_pieces(const FusedLinearParams& params);
+// Rows are worked on in blocks, one after the other: first prepared where they have to be, then
+// multiplied. Both may be cut anywhere: a row's bits depend neither on the cut nor on other rows.
+int64_t fused_linear_num_blocks(const FusedLinearParams& params);
+int64_t fused_linear_num_rows(const FusedLinearParams& params, int64_t block);
+int64_t fused_linear_num_panels(const FusedLinearParams& params);
+
+// Bytes, aligned to 64, for the prepared rows of a block; 0: they are multiplied where they are.
+size_t fused_linear_prepared_size(const FusedLinearParams& params);
 
 // Bytes of workspace, aligned to 64, that one call of fused_linear needs.
 size_t fused_linear_workspace_size(const FusedLinearParams& params);
 
-// Computes the pieces [begin, end).
+// Prepares the rows [begin, end) of a block.
+void fused_linear_prepare(const FusedLinearParams& params,
+                          int64_t block,
+                          int64_t begin,
+                          int64_t end,
+                          std::byte* prepared);
+
+// Multiplies a block, prepared whole, by the panels [begin, end) of the weight.
 void fused_linear(const FusedLinearParams& params,
+                  int64_t block,
                   int64_t begin,
                   int64_t end,
+                  const std::byte* prepared,
                   std::byte* workspace);
 
 }  // namespace cpu
