@@ -27,11 +27,9 @@ constexpr int64_t kPassRows = 2 * kTileRows;
 constexpr int64_t kWeights = kBlock * kPanel;  // of a panel's block of inputs
 constexpr int64_t kLineBytes = 64;
 constexpr int64_t kStretch = 16;     // blocks of inputs; one pass alone takes all at once
-constexpr int64_t kGroupPanels = 4;  // panels that share a stretch of the inputs
+constexpr int64_t kGroupPanels = 8;  // panels that share a stretch of the inputs
 constexpr int64_t kPassSums = kPassRows * kPanel;
 constexpr int64_t kMaxSums = kGroupPanels * (kRowBlock / kPassRows) * kPassSums;
-// Up to so many rows that need no norm are multiplied where they are.
-constexpr int64_t kInPlaceRows = 64;
 
 // The rows of a pass, in one or two tiles. All passes over a row block have as many, so that the
 // tiles are configured once: the last pass begins early and repeats some rows.
