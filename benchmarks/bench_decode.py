@@ -6,6 +6,7 @@ in.
 """
 
 from copy import deepcopy
+from functools import partial
 
 import pytest
 import torch
@@ -48,6 +49,7 @@ def errors(logits, exact):
 def duel(versus, config, batch, rounds):
     """Verify on forced tokens, then time."""
     wide = random_model(config)
+    frozen = deepcopy(wide).requires_grad_(False)
     narrow = deepcopy(wide).to(torch.bfloat16)
     (labels, sizes, order), uniform, forced = arguments(config, batch)
     mask = block_causal_mask(sizes)
@@ -58,8 +60,8 @@ def duel(versus, config, batch, rounds):
     def run_plan(**options):
         return plan(labels, order, **asked, **options)
 
-    def run_published(**options):
-        return published_loop(wide, labels, sizes, order, mask, cfg_scale=CFG_SCALE, **options)
+    def run_published(model=wide, **options):
+        return published_loop(model, labels, sizes, order, mask, cfg_scale=CFG_SCALE, **options)
 
     def run_sdpa(**options):
         return sdpa(labels, order, **asked, **options)
@@ -67,8 +69,13 @@ def duel(versus, config, batch, rounds):
     def run_decode(model=narrow, **options):
         return decode(model, labels, sizes, order, **asked, **options)
 
-    loops = {"plan": run_plan, "published_loop": run_published, "sdpa_loop": run_sdpa,
-             "decode": run_decode}  # fmt: skip
+    loops = {
+        "plan": run_plan,
+        "published_loop": run_published,
+        "published_loop_frozen": partial(run_published, frozen),
+        "sdpa_loop": run_sdpa,
+        "decode": run_decode,
+    }
     options = {"forced_tokens": forced, "return_logits": True}
     exact = run_decode(wide, **options)[1]
     error = {name: errors(loop(**options)[1], exact) for name, loop in loops.items()}

@@ -33,6 +33,10 @@ BASELINES = {
     "published_chain": "the published sampling code, which draws with torch.multinomial",
     "reference": "the specification in plain torch and Python (lpd_ext.ops.reference)",
     "published_loop": "port of the published eager loop, float32 weights under bfloat16 autocast",
+    "published_loop_frozen": "the same with weights that need no gradient: autocast casts them "
+    "anew at every use instead of once a call",
+    "torch_linear": "the four layers, norms, GELU and additions on torch's operators",
+    "onednn_packed": "the same, weights packed once by mkldnn._reorder_linear_weight",
     "sdpa_loop": "static shapes, two attention calls on cache slices, bfloat16, torch_chain",
     "decode": "lpd_ext.decode, the loop without a plan, in bfloat16",
 }
