@@ -13,7 +13,7 @@ namespace lpd::cpu {
 
 // Rows that go over a panel of the weight together: enough to hide the reading of it behind
 // arithmetic.
-constexpr int64_t kRowBlock = 256;
+constexpr int64_t kRowBlock = 384;
 // Input features that are multiplied at a time.
 constexpr int64_t kBlock = 32;
 // Prepared rows are padded with zeros to whole blocks and lie as [chunk of inputs][row][kChunk]:
