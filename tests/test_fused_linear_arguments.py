@@ -239,3 +239,42 @@ def test_a_launch_adds_each_time():
     for count in (1, 2, 3):
         launch()
         torch.testing.assert_close(inputs["out"], before + count * once)
+
+
+def no_tensor(_):
+    return [1.0]
+
+
+LAX = [  # what a PackedLinear or an argument is, and the typed error that it should be
+    ("weight_meta", {"weight": lambda x: x.to("meta")}, (ValueError, NotImplementedError)),
+    ("bias_meta", {"bias": lambda x: x.to("meta")}, (ValueError, NotImplementedError)),
+    ("no_packed", {"packed": no_tensor}, TypeError),
+    ("norm_half_given", {"norm": lambda norm: (norm[0], None)}, TypeError),
+    ("norm_of_one", {"norm": lambda norm: norm[:1]}, (TypeError, ValueError)),
+    ("norm_strided", {"norm": lambda norm: (torch.ones(96)[::2], norm[1])}, ValueError),
+    ("out_expanded", {"out": lambda out: out[:, :1].expand(-1, 5, -1)}, ValueError),
+]
+
+
+@pytest.mark.xfail(strict=True, reason="not checked")
+@pytest.mark.parametrize(("changes", "error"), [pytest.param(*lax[1:], id=lax[0]) for lax in LAX])
+def test_more_bad_input(changes, error):
+    inputs = small()
+    for name, change in changes.items():
+        if name in ("weight", "bias"):
+            changed = {name: change(getattr(inputs["packed"], name))}
+            inputs["packed"] = replace(inputs["packed"], **changed)
+        else:
+            inputs[name] = change(inputs[name])
+    with pytest.raises(error, match="fused_linear: argument "):
+        fused_linear(**inputs)
+
+
+@pytest.mark.xfail(strict=True, reason="not checked")
+@pytest.mark.parametrize("name", ["weight", "bias", "norm_weight"])
+def test_the_operator_itself_refuses_tensors_without_memory(name):
+    # Dispatched to the fake kernel, it returns and has written nothing.
+    arguments = operator_arguments()
+    arguments[name] = arguments[name].to("meta")
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        torch.ops.lpd_ext.fused_linear(*arguments.values())

@@ -235,3 +235,48 @@ def test_the_operator_itself_takes_what_is_safe():
     arguments = operator_arguments(make_inputs())
     torch.ops.lpd_ext.group_embedding(*arguments.values())
     assert (arguments["out"] != SENTINEL).any()
+
+
+LAX = [  # argument, what becomes of it, the typed error that it should be
+    ("query_token", meta, ValueError),
+    ("pos_embed", meta, ValueError),
+    ("norm", of_norm(0, meta), ValueError),
+    ("query_token", lambda x: x.repeat(2)[::2], ValueError),
+    ("norm", of_norm(1, lambda x: x.repeat(2)[::2]), ValueError),
+    ("norm", lambda norm: norm[:1], (TypeError, ValueError)),
+    ("norm", lambda norm: (*norm, norm[0]), (TypeError, ValueError)),
+    ("norm", lambda _: None, TypeError),
+    ("context", lambda _: (2,), (TypeError, ValueError)),
+    ("context", lambda _: (2, 6, 7), (TypeError, ValueError)),
+    ("context", lambda _: 2, TypeError),
+    ("out", lambda x: x[:1].expand(3, -1, -1), ValueError),
+    ("out", lambda x: x[:, :1].expand(-1, 7, -1), ValueError),
+]
+
+
+@pytest.mark.xfail(strict=True, reason="not checked")
+@pytest.mark.parametrize(("name", "change", "error"), LAX)
+def test_more_bad_input(name, change, error):
+    inputs = make_inputs()
+    inputs[name] = change(inputs[name])
+    with pytest.raises(error, match=f"^group_embedding: argument `{name}`"):
+        group_embedding(**inputs)
+
+
+@pytest.mark.xfail(strict=True, reason="not checked")
+@pytest.mark.parametrize("name", ["tokens", "order", "query_token", "pos_embed", "norm_weight"])
+def test_the_operator_itself_refuses_tensors_without_memory(name):
+    # Dispatched to the fake kernel, it returns and has written nothing.
+    arguments = operator_arguments(make_inputs())
+    arguments[name] = arguments[name].to("meta")
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        torch.ops.lpd_ext.group_embedding(*arguments.values())
+
+
+@pytest.mark.xfail(strict=True, reason="not checked")
+def test_out_may_not_overlap_a_table():
+    buffer = torch.zeros(3 * 7 * 48)
+    inputs = {**make_inputs(), "out": buffer.view(3, 7, 48)}
+    inputs["pos_embed"] = buffer[: 12 * 48].view(12, 48)
+    with pytest.raises(ValueError, match="argument `out`: expected memory apart"):
+        group_embedding(**inputs)

@@ -118,3 +118,37 @@ def test_packing_a_layer_in_training():
 def test_bad_packing(call, error, message):
     with pytest.raises(error, match=f"^pack_linear: argument `{message}"):
         call(torch.randn(40, 48))
+
+
+@pytest.mark.xfail(strict=True, reason="not checked")
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda w: pack_linear(w.tolist()), TypeError, "weight`: expected a tensor"),
+        (lambda w: pack_linear(w, w[:, 0].tolist()), TypeError, "bias`: expected a tensor"),
+        (lambda w: pack_linear(w.long(), dtype=torch.float32), TypeError, "weight`.*int64"),
+        (lambda w: pack_linear(w, into=w), TypeError, "into`"),
+        # The same panels, but other features: what is left over of the last layer stays.
+        (lambda w: pack_linear(w[:33], into=pack_linear(w)), ValueError, "into`"),
+        (
+            lambda w: pack_linear(w.bfloat16(), into=pack_linear(F.pad(w, (0, 16)).bfloat16())),
+            ValueError,
+            "into`",
+        ),
+    ],
+)
+def test_more_bad_packing(call, error, message):
+    with pytest.raises(error, match=f"^pack_linear: argument `{message}"):
+        call(torch.randn(40, 48))
+
+
+@pytest.mark.xfail(strict=True, reason="keeps the bias it had")
+def test_packing_again_without_a_bias_adds_nothing():
+    into = pack_linear(torch.randn(40, 48), torch.randn(40))
+    assert (pack_linear(torch.randn(40, 48), into=into).bias == 0).all()
+
+
+@pytest.mark.xfail(strict=True, reason="an IndexError")
+def test_packing_no_outputs():
+    # Or a typed error.
+    assert pack_linear(torch.randn(0, 48)).out_features == 0
