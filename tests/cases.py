@@ -94,7 +94,7 @@ class LinearCase:
         return "-".join([sizes, *dtypes, self.epilogue, *flags])
 
 
-def _linear_cases():
+def _linear_pairs():
     """Return cases in which every value of each field meets every value of every other."""
     draw = random.Random(LINEAR_SEED).choice
     flags, dtypes = (False, True), (torch.float32, torch.bfloat16)
@@ -117,7 +117,18 @@ def _linear_cases():
 
 
 LINEAR_SEED = 37  # the first one with which no pair is left out
-LINEAR_CASES = _linear_cases()
+LINEAR_PAIRS = _linear_pairs()
+LINEAR_CASES = [
+    *LINEAR_PAIRS,
+    # Few bfloat16 rows without padding, at uneven and at even steps: tiles may be loaded from x.
+    LinearCase(9, 40, 64, batch=3, strided=True, dtype=torch.bfloat16),
+    LinearCase(9, 40, 64, batch=3, dtype=torch.bfloat16),
+    LinearCase(33, 40, 1024, strided=True, dtype=torch.bfloat16),
+    # More panels than are multiplied at a time, inputs beyond one chain of sums, the last of both
+    # filled in part.
+    LinearCase(300, 164, 1040),
+    LinearCase(300, 164, 1040, norm=True, dtype=torch.bfloat16),
+]
 
 GRIDS = [
     # The published grids.
