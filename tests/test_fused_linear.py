@@ -244,6 +244,16 @@ def test_results_are_rounded_to_nearest_even(variant, dtype):
     assert torch.equal(out, exact.to(torch.bfloat16))
 
 
+@pytest.mark.parametrize("out_features", [4, 32])
+def test_no_number_stays_none_in_bfloat16(variant, out_features):
+    # Rounding carries the low bits of some into the sign, or loses those of others.
+    patterns = torch.tensor([0x7FFFFFFF, -1, 0x7F800001, 0x7FC00000], dtype=torch.int32)
+    bias = patterns.view(torch.float32).repeat(out_features // 4)
+    packed = pack_linear(torch.zeros(out_features, 16), bias)
+    out = torch.empty(1, 3, out_features, dtype=torch.bfloat16)
+    assert fused_linear(torch.zeros(1, 3, 16), packed, out=out).isnan().all()
+
+
 @pytest.mark.parametrize("dtype", FLOAT_AND_BFLOAT, ids=str)
 @pytest.mark.parametrize(("batch", "num_rows"), [(0, 5), (3, 0), (0, 0)])
 def test_no_rows(variant, batch, num_rows, dtype):
