@@ -1,6 +1,8 @@
 """Named cases shared by tests and benchmarks, each with the mistake it catches."""
 
+import random
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 
@@ -49,6 +51,83 @@ ATTENTION_CASES = [
     AttentionCase("head_dim_80", 2, 9, 2, 80, 11, 4, 40),
     AttentionCase("head_dim_96", 2, 9, 2, 96, 11, 4, 40),
     AttentionCase("head_dim_128", 2, 9, 2, 128, 11, 4, 40),
+]
+
+# Sizes of fused_linear, where its tiles, panels and row blocks end.
+LINEAR_ROWS = (
+    *(1, 2),  # less than any tile
+    *(15, 16, 17),  # around a tile of 16 rows
+    *(31, 32, 33),  # around two of them
+    *(50, 200),  # a group, and rows that are too many to be multiplied in place
+    *(257, 300),  # a second block of rows: of one, and of more
+)
+LINEAR_OUT_FEATURES = (
+    *(1, 7),  # a fraction of a panel of 32
+    *(31, 32, 33),  # around a panel
+    *(100, 1024),  # many panels, the last one partly filled and full
+)
+LINEAR_IN_FEATURES = (
+    *(16, 48, 80),  # a last block of inputs that is half empty: alone, second, third
+    *(32, 1024),  # blocks that are full: one, and more than a chain of sums
+)
+
+
+@dataclass(frozen=True)
+class LinearCase:
+    """Sizes and options of one fused_linear call."""
+
+    num_rows: int
+    out_features: int
+    in_features: int
+    batch: int = 1
+    strided: bool = False  # x and out are parts of wider tensors
+    norm: bool = False
+    bias: bool = True
+    epilogue: str = "none"
+    dtype: torch.dtype = torch.float32  # of the weight
+    out_dtype: torch.dtype = torch.float32
+
+    def __str__(self):
+        sizes = f"{self.batch}x{self.num_rows}x{self.in_features}to{self.out_features}"
+        flags = [name for name in ("strided", "norm", "bias") if getattr(self, name)]
+        dtypes = [str(dtype).removeprefix("torch.") for dtype in (self.dtype, self.out_dtype)]
+        return "-".join([sizes, *dtypes, self.epilogue, *flags])
+
+
+def _linear_pairs():
+    """Return cases in which every value of each field meets every value of every other."""
+    draw = random.Random(LINEAR_SEED).choice
+    flags, dtypes = (False, True), (torch.float32, torch.bfloat16)
+    sizes = product(range(len(LINEAR_ROWS)), range(len(LINEAR_OUT_FEATURES)))
+    return [
+        LinearCase(
+            num_rows=LINEAR_ROWS[i],
+            out_features=LINEAR_OUT_FEATURES[j],
+            in_features=LINEAR_IN_FEATURES[(i + j) % len(LINEAR_IN_FEATURES)],
+            batch=draw((1, 3)),
+            strided=draw(flags),
+            norm=draw(flags),
+            bias=draw(flags),
+            epilogue=draw(("none", "gelu", "add")),
+            dtype=draw(dtypes),
+            out_dtype=draw(dtypes),
+        )
+        for i, j in sizes
+    ]
+
+
+LINEAR_SEED = 37  # the first one with which no pair is left out
+LINEAR_PAIRS = _linear_pairs()
+LINEAR_CASES = [
+    *LINEAR_PAIRS,
+    # Few bfloat16 rows without padding, at uneven and at even steps: tiles may be loaded from x.
+    LinearCase(9, 40, 64, batch=3, strided=True, dtype=torch.bfloat16),
+    LinearCase(9, 40, 64, batch=3, dtype=torch.bfloat16),
+    LinearCase(33, 40, 1024, strided=True, dtype=torch.bfloat16),
+    # More panels than are multiplied at a time, inputs beyond one chain of sums, the last of both
+    # filled in part.
+    LinearCase(300, 164, 1040),
+    LinearCase(300, 164, 1040, norm=True, dtype=torch.bfloat16),
 ]
 
 GRIDS = [

@@ -156,7 +156,10 @@ def test_no_file_holds_two_ideas():
     assert not long, f"longer than {MAX_LINES} lines: {long}"
 
 
-@pytest.mark.parametrize("stem", ["group_attention", "token_selection", "group_order"])
+@pytest.mark.parametrize(
+    "stem",
+    ["group_attention", "token_selection", "group_order", "fused_linear", "group_embedding"],
+)
 def test_an_op_has_its_stem_in_every_room(stem):
     for place in ("csrc/include/lpd/{}.h", "csrc/cpu/{}.cpp", "csrc/torch/{}.cpp",
                   "lpd_ext/ops/{}.py", "tests/test_{}.py"):  # fmt: skip
