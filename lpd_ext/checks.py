@@ -45,6 +45,37 @@ def check_device(op: str, argument: str, value: Tensor, device: torch.device) ->
         fail(ValueError, op, argument, f"device {device}", value.device)
 
 
+def check_one_device(op: str, *tensors: Tensor | None) -> None:
+    """Refuse, in a fake kernel, a mixture of real tensors and such without memory."""
+    devices = {str(tensor.device) for tensor in tensors if tensor is not None}
+    if len(devices) > 1:
+        raise RuntimeError(f"{op}: expected tensors on one device, got {sorted(devices)}")
+
+
+def check_rows(op: str, argument: str, value: Tensor) -> None:
+    """Demand a contiguous last dimension."""
+    if value.numel() and value.stride(-1) != 1:
+        fail(ValueError, op, argument, "a contiguous last dimension", f"strides {value.stride()}")
+
+
+def check_not_expanded(op: str, argument: str, value: Tensor) -> None:
+    """Demand an address of its own for each element that is written."""
+    for size, stride in zip(value.shape, value.stride(), strict=True):
+        if size > 1 and stride == 0:
+            fail(ValueError, op, argument, "no expanded dimension", f"strides {value.stride()}")
+
+
+def check_norm(op: str, norm: tuple[Tensor, Tensor], features: int, device: torch.device) -> None:
+    """Demand weight and bias of a LayerNorm, float32 and contiguous."""
+    if not isinstance(norm, (tuple, list)) or len(norm) != 2:
+        fail(TypeError, op, "norm", "(weight, bias)", type(norm).__name__)
+    for tensor in norm:
+        check_tensor(op, "norm", tensor, (torch.float32,), "[features]", 1)
+        check_shape(op, "norm", tensor, (features,), "[features]")
+        check_device(op, "norm", tensor, device)
+        check_rows(op, "norm", tensor)
+
+
 def check_apart(op: str, written: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> None:
     """Demand that what is written overlaps nothing else, in ranges from first to last element."""
     # Traced and fake tensors have no address.

@@ -101,17 +101,17 @@ def test_packing_a_layer_in_training():
         (
             lambda w: pack_linear(w, into=pack_linear(w[:32])),
             ValueError,
-            r"into`.*\[2, 48, 32\], got shape \[1, 48, 32\]",
+            r"into`.*\[40, 48\].*, got \[32, 48\]",
         ),
         (
             lambda w: pack_linear(w, into=pack_linear(w[:, :32])),
             ValueError,
-            r"into`.*\[2, 48, 32\], got shape \[2, 32, 32\]",
+            r"into`.*\[40, 48\].*, got \[40, 32\]",
         ),
         (
             lambda w: pack_linear(w, into=pack_linear(w, dtype=torch.bfloat16)),
             ValueError,
-            r"into`.*got shape \[2, 2, 2, 16, 16, 2\]",
+            r"into`.*float32, got \[40, 48\] in torch.bfloat16",
         ),
     ],
 )
@@ -120,7 +120,6 @@ def test_bad_packing(call, error, message):
         call(torch.randn(40, 48))
 
 
-@pytest.mark.xfail(strict=True, reason="not checked")
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
@@ -142,13 +141,11 @@ def test_more_bad_packing(call, error, message):
         call(torch.randn(40, 48))
 
 
-@pytest.mark.xfail(strict=True, reason="keeps the bias it had")
 def test_packing_again_without_a_bias_adds_nothing():
     into = pack_linear(torch.randn(40, 48), torch.randn(40))
     assert (pack_linear(torch.randn(40, 48), into=into).bias == 0).all()
 
 
-@pytest.mark.xfail(strict=True, reason="an IndexError")
 def test_packing_no_outputs():
-    # Or a typed error.
-    assert pack_linear(torch.randn(0, 48)).out_features == 0
+    with pytest.raises(ValueError, match="argument `weight`: expected at least one output"):
+        pack_linear(torch.randn(0, 48))

@@ -11,6 +11,10 @@ from lpd_ext.checks import (
     check_device,
     check_device_type,
     check_float,
+    check_norm,
+    check_not_expanded,
+    check_one_device,
+    check_rows,
     check_shape,
     check_tensor,
     fail,
@@ -62,7 +66,7 @@ def pack_linear(
         ``[out_features, in_features]`` as in `torch.nn.Linear`, any float dtype, any strides;
         in_features a multiple of 16.
     bias : Tensor, optional
-        ``[out_features]``; none adds nothing.
+        ``[out_features]``, any float dtype; none adds nothing.
     dtype : torch.dtype, optional
         float32 or bfloat16, of the packed weight; by default that of `weight`.
     into : PackedLinear, optional
@@ -76,7 +80,7 @@ def pack_linear(
     Raises
     ------
     ValueError
-        A wrong shape, or `into` of another.
+        A wrong shape, or `into` is another layer's.
     TypeError
         A dtype that is neither float32 nor bfloat16.
     NotImplementedError
@@ -87,34 +91,52 @@ def pack_linear(
     The copy takes the memory of the weight once more, in `dtype`, rounded up to 32 outputs.
     """
     op = "pack_linear"
+    for name, tensor in {"weight": weight, "bias": bias}.items():
+        if tensor is None and name == "bias":
+            continue
+        if not isinstance(tensor, Tensor):
+            fail(TypeError, op, name, "a tensor", type(tensor).__name__)
+        if not tensor.is_floating_point():
+            fail(TypeError, op, name, "a float dtype", tensor.dtype)
+    if weight.ndim != 2:
+        fail(ValueError, op, "weight", "[out_features, in_features]", list(weight.shape))
     dtype = weight.dtype if dtype is None else dtype
     if dtype not in _DTYPES:
         fail(TypeError, op, "dtype", "torch.float32 or torch.bfloat16", dtype)
-    if weight.ndim != 2:
-        fail(ValueError, op, "weight", "[out_features, in_features]", list(weight.shape))
     out_features, in_features = weight.shape
+    if out_features == 0:
+        fail(ValueError, op, "weight", "at least one output feature", "none")
     if in_features == 0 or in_features % _TILE:
         wanted = f"in_features that are a multiple of {_TILE}"
         fail(NotImplementedError, op, "weight", wanted, in_features)
     if bias is not None:
         check_shape(op, "bias", bias, (out_features,), "[out_features]")
+    if into is None:
+        into = _empty(out_features, in_features, dtype, weight.device)
+    elif not isinstance(into, PackedLinear):
+        fail(TypeError, op, "into", "a PackedLinear", type(into).__name__)
+    elif (into.out_features, into.in_features) != tuple(weight.shape) or into.weight.dtype != dtype:
+        wanted = f"a layer of {list(weight.shape)} in {dtype}"
+        got = f"[{into.out_features}, {into.in_features}] in {into.weight.dtype}"
+        fail(ValueError, op, "into", wanted, got)
+    with torch.no_grad():
+        _copy_panels(into.weight, weight)
+        into.bias.zero_()
+        if bias is not None:
+            into.bias[:out_features].copy_(bias)
+    return into
+
+
+def _empty(
+    out_features: int, in_features: int, dtype: torch.dtype, device: torch.device
+) -> PackedLinear:
     panels = -(-out_features // _PANEL)
     shape: tuple[int, ...] = (panels, in_features, _PANEL)
     if dtype == torch.bfloat16:
         shape = (panels, -(-in_features // 32), 2, _TILE, _TILE, 2)
-    if into is None:
-        into = PackedLinear(
-            zeros_in_huge_pages(shape, dtype=dtype, device=weight.device),
-            torch.zeros(panels * _PANEL, device=weight.device),
-            in_features,
-            out_features,
-        )
-    check_shape(op, "into", into.weight, shape, f"a packed weight {list(shape)}")
-    with torch.no_grad():
-        _copy_panels(into.weight, weight)
-        if bias is not None:
-            into.bias[:out_features].copy_(bias)
-    return into
+    weight = zeros_in_huge_pages(shape, dtype=dtype, device=device)
+    bias = torch.zeros(panels * _PANEL, device=device)
+    return PackedLinear(weight, bias, in_features, out_features)
 
 
 def _copy_panels(packed: Tensor, weight: Tensor) -> None:
@@ -149,7 +171,7 @@ def fused_linear(
 
     ::
 
-        a = layer_norm(x, *norm, norm_eps) if norm else x      # in the dtype of the weight
+        a = layer_norm(x, *norm, norm_eps) if norm else x
         y = a @ weight.T + bias                                # sums in float32
         out = {"none": y, "gelu": gelu(y), "add": out + y}[epilogue]
 
@@ -188,8 +210,8 @@ def fused_linear(
     -----
     Allocates no tensor. A row's bits depend neither on other rows, their number nor on the number
     of threads; they do depend on the instruction set (`lpd_ext.cpu_variant`). AMX multiplies
-    bfloat16 and rounds the normalised rows to it; AVX2 and AVX-512 keep them in float32. `out` is
-    bfloat16 or float32 whatever the weight is.
+    bfloat16 by bfloat16 and rounds normalised rows to it (subnormal numbers count as 0 there); all
+    other variants multiply float32. `out` is bfloat16 or float32 whatever the weight is.
 
     Source: the layers of arXiv 2507.01957; what is fused is our choice.
 
@@ -227,27 +249,32 @@ def _arguments(
     out: Tensor,
 ) -> tuple[Tensor | float | None, ...]:
     """Return what the operator takes, checked."""
+    if not isinstance(packed, PackedLinear):
+        fail(TypeError, _OP, "packed", "a PackedLinear", type(packed).__name__)
     weight, bias = packed.weight, packed.bias
     check_tensor(_OP, "x", x, _DTYPES if norm is None else (torch.float32,), _ROWS, 3)
     check_device_type(_OP, "x", x, ("cpu",))
+    check_rows(_OP, "x", x)
     batch, num_rows, in_features = x.shape
     if in_features != packed.in_features:
         fail(ValueError, _OP, "x", f"{packed.in_features} features", in_features)
     if norm is None and x.dtype != weight.dtype:
         fail(TypeError, _OP, "x", f"{weight.dtype}, as the weight", x.dtype)
+    check_device(_OP, "packed", weight, x.device)
+    check_device(_OP, "packed", bias, x.device)
     check_tensor(_OP, "out", out, _DTYPES, _ROWS, 3)
     check_shape(_OP, "out", out, (batch, num_rows, packed.out_features), _ROWS)
     check_device(_OP, "out", out, x.device)
-    for name, rows in (("x", x), ("out", out)):
-        if rows.numel() and rows.stride(2) != 1:
-            fail(ValueError, _OP, name, "a contiguous last dimension", f"strides {rows.stride()}")
-    check_apart(_OP, {"out": out}, {"x": x})
-    norm_weight, norm_bias = (None, None) if norm is None else norm
-    if norm_weight is not None and norm_bias is not None:
-        for tensor in (norm_weight, norm_bias):
-            check_tensor(_OP, "norm", tensor, (torch.float32,), "[in_features]", 1)
-            check_shape(_OP, "norm", tensor, (in_features,), "[in_features]")
-            check_device(_OP, "norm", tensor, x.device)
+    check_rows(_OP, "out", out)
+    check_not_expanded(_OP, "out", out)
+    norm_weight, norm_bias = None, None
+    if norm is not None:
+        check_norm(_OP, norm, in_features, x.device)
+        norm_weight, norm_bias = norm
+    read = {"x": x, "packed.weight": weight, "packed.bias": bias}
+    if norm is not None:
+        read |= {"norm[0]": norm[0], "norm[1]": norm[1]}
+    check_apart(_OP, {"out": out}, read)
     check_float(_OP, "norm_eps", norm_eps)
     if epilogue not in _EPILOGUES:
         fail(ValueError, _OP, "epilogue", f"one of {_EPILOGUES}", repr(epilogue))
@@ -266,4 +293,4 @@ def _(
     epilogue: int,
     out: Tensor,
 ) -> None:
-    return None
+    check_one_device(_OP, x, weight, bias, norm_weight, norm_bias, out)

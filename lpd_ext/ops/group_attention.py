@@ -11,6 +11,7 @@ from lpd_ext.checks import (
     check_device_type,
     check_float,
     check_int,
+    check_not_expanded,
     check_shape,
     check_tensor,
     fail,
@@ -175,9 +176,7 @@ def _check_cache_strides(name: str, cache: Tensor) -> None:
         return
     if cache.stride(3) != 1:
         fail(ValueError, _OP, name, "contiguous head_dim", f"strides {cache.stride()}")
-    for size, stride in zip(cache.shape, cache.stride(), strict=True):
-        if size > 1 and stride == 0:
-            fail(ValueError, _OP, name, "no expanded dimension", f"strides {cache.stride()}")
+    check_not_expanded(_OP, name, cache)
 
 
 @torch.library.register_fake("lpd_ext::group_attention")

@@ -6,10 +6,15 @@ import torch
 from torch import Tensor
 
 from lpd_ext.checks import (
+    check_apart,
     check_device,
     check_device_type,
     check_float,
     check_int,
+    check_norm,
+    check_not_expanded,
+    check_one_device,
+    check_rows,
     check_shape,
     check_tensor,
     fail,
@@ -156,9 +161,9 @@ def _arguments(
     for name, table in (("token_emb", token_emb), ("pos_embed", pos_embed)):
         if not table.is_contiguous():
             fail(ValueError, _OP, name, "a contiguous table", f"strides {table.stride()}")
-    for tensor in norm:
-        check_tensor(_OP, "norm", tensor, (torch.float32,), "[dim]", 1)
-        check_shape(_OP, "norm", tensor, (dim,), "[dim]")
+    check_norm(_OP, norm, dim, token_emb.device)
+    if not isinstance(context, (tuple, list)) or len(context) != 2:
+        fail(TypeError, _OP, "context", "(begin, end)", repr(context))
     for name, value in (("context", context[0]), ("context", context[1]), ("query_end", query_end)):
         check_int(_OP, name, value, 0)
     if not context[0] <= context[1] <= query_end <= seq_len:
@@ -169,11 +174,20 @@ def _arguments(
     check_tensor(_OP, "out", out, (torch.float32,), names, 3)
     copies = out.shape[0] // batch if batch else 1
     check_shape(_OP, "out", out, (max(copies, 1) * batch, rows, dim), names)
-    for name, tensor in (("tokens", tokens), ("order", order), ("out", out)):
+    check_not_expanded(_OP, "out", out)
+    read = {
+        "tokens": tokens,
+        "order": order,
+        "token_emb": token_emb,
+        "query_token": query_token,
+        "pos_embed": pos_embed,
+        "norm[0]": norm[0],
+        "norm[1]": norm[1],
+    }
+    for name, tensor in (*read.items(), ("out", out)):
         check_device(_OP, name, tensor, token_emb.device)
-        if tensor.numel() and tensor.stride(-1) != 1:
-            strides = f"strides {tensor.stride()}"
-            fail(ValueError, _OP, name, "a contiguous last dimension", strides)
+        check_rows(_OP, name, tensor)
+    check_apart(_OP, {"out": out}, read)
     check_float(_OP, "norm_eps", norm_eps)
     tables = (token_emb, query_token, pos_embed)
     return tokens, order, *tables, *norm, *context, query_end, norm_eps, out
@@ -194,4 +208,5 @@ def _(
     norm_eps: float,
     out: Tensor,
 ) -> None:
-    return None
+    read = (tokens, order, token_emb, query_token, pos_embed, norm_weight, norm_bias)
+    check_one_device(_OP, *read, out)

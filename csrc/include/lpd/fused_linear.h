@@ -1,6 +1,6 @@
 // fused_linear: a linear layer of few rows with what stands before and after it in a transformer
 // block (the four of a block and the head of LPD, arXiv 2507.01957).
-//   a    = x, or layer_norm(x) * norm_weight + norm_bias, rounded to the dtype of the weight
+//   a    = x, or layer_norm(x) * norm_weight + norm_bias (AMX rounds it to bfloat16)
 //   y    = a weight^T + bias, summed in float32
 //   out  = y | gelu(y), exact with erf | out + y
 // The weight is packed once into panels of 32 output features, zeros beyond the last:
