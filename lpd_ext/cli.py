@@ -304,6 +304,8 @@ def _info(args: argparse.Namespace) -> int:
     print(f"       {build['flags']}")
     for device in report["devices"]:
         print(f"{device['device']}: {device['name']}, {device['capability']}")
+    variants = report["cpu_variants"]
+    print(f"CPU kernels: {variants['in use']} (of {', '.join(variants['available'])})")
     print("kernels, compared with their plain-torch reference just now:")
     for op, by_device in kernels.items():
         for device_type, entry in by_device.items():
