@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm  # type: ignore[import-untyped]
 
+from lpd_ext import cpu_variant
 from lpd_ext.decode_request import CFG_SCHEDULES
 from lpd_ext.files import write_together
 from lpd_ext.info import info, versions
@@ -250,6 +251,7 @@ def _encode(
         "settings": dataclasses.asdict(output.settings),
         "device": args.device,
         "dtype": args.dtype,
+        "cpu_variant": cpu_variant.cpu_variant(),
         "threads": torch.get_num_threads(),
         "batch_size": output.batch_size,
         "versions": versions(),

@@ -20,7 +20,7 @@ Norm: TypeAlias = tuple[Tensor, Tensor]
 _OWNER = "PackedModel"
 _PACKED_DTYPES = (torch.float32, torch.bfloat16)
 _MODEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-_SAMPLES = 16  # values of a weight that are compared, at least, where it has as many
+_SAMPLES = 16  # values compared on the diagonal of a weight, or up to twice as many
 
 
 @dataclass(frozen=True)

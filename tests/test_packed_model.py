@@ -140,6 +140,13 @@ def test_nan_weights_are_packed_once(model):
     assert not PackedModel(model, torch.float32).refresh()
 
 
+def test_weights_packed_in_inference_mode_are_renewed_outside(model):
+    with torch.inference_mode():
+        plan = DecodePlan(model, 4, SIZES)
+    add_in_place(model)
+    assert plan(**call()).equal(decode(model, group_sizes=SIZES, **call()))
+
+
 def test_a_change_reaches_all_plans_that_share_the_weights(model):
     packed = PackedModel(model, torch.float32)
     plans = [DecodePlan(model, size, SIZES, packed=packed) for size in (4, 6)]

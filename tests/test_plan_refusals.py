@@ -1,6 +1,6 @@
 """What a plan refuses, in planning and in a call, and that a refusal spoils nothing."""
 
-import threading
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import pytest
 import torch
@@ -167,25 +167,30 @@ class TestOneCallAtATime:
         assert plan(**call()).equal(decode(model, group_sizes=SIZES, **call()))
 
     def test_threads_wait_for_each_other(self, model):
+        # The second call begins in the middle of the first.
         plan = DecodePlan(model, 4, SIZES)
-        seeds = range(4)
-        expected = [decode(model, group_sizes=SIZES, **call(seed=seed)) for seed in seeds]
-        meet = threading.Barrier(len(seeds))
-        wrong = []
+        expected = [decode(model, group_sizes=SIZES, **call(seed=seed)) for seed in range(2)]
+        calls = []
 
-        def work(seed):
-            torch.set_num_threads(1)
-            meet.wait()
-            for _ in range(10):
-                if not plan(**call(seed=seed)).equal(expected[seed]):
-                    wrong.append(seed)
+        def begin_another(done, *args):
+            if done == 2:
+                calls.append(pool.submit(plan, **call(seed=1)))
+                assert not wait(calls, timeout=0.1).done
 
-        threads = [threading.Thread(target=work, args=(seed,)) for seed in seeds]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert not wrong
+        with ThreadPoolExecutor(1) as pool:
+            first = plan(**call(), progress=begin_another)
+            second = calls[0].result()
+        assert first.equal(expected[0])
+        assert second.equal(expected[1])
+
+    def test_release_waits_for_a_call(self, model):
+        plan = DecodePlan(model, 4, SIZES)
+        releases = []
+        with ThreadPoolExecutor(1) as pool:
+            tokens = plan(**call(), progress=lambda *a: releases.append(pool.submit(plan.release)))
+        assert tokens.equal(decode(model, group_sizes=SIZES, **call()))
+        assert plan.released
+        assert all(release.exception() is None for release in releases)
 
 
 def stop(*args):
