@@ -162,7 +162,7 @@ def check_model(op: str, model: LPD, dtype: torch.dtype | None = None) -> torch.
         fail(ValueError, op, "model", "a model in evaluation (model.eval())", "one in training")
     check_device_type(op, "model", model.head.weight, ("cpu",))
     for name, module in model.named_modules():
-        hooked = module._forward_hooks or module._forward_pre_hooks
+        hooked = module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
         if hooked or type(module) not in _module_types():
             got = f"{type(module).__name__}{' with a hook' if hooked else ''} at {name!r}"
             fail(ValueError, op, "model", "the layers of an LPD, without hooks", got)

@@ -15,8 +15,8 @@ from lpd_ext.plan import DecodePlan
 from lpd_ext.plan_buffers import PlanShape, plan_shape
 
 DEFAULT_MAX_BYTES = 4 * 2**30
-"""4 GiB: the packed weights of a billion parameters in float32, or of half as many and dozens of
-plans. What is kept for speed alone should not crowd a machine of 16 GB."""
+"""4 GiB: twice the weights of half a billion parameters in float32. What is kept for speed alone
+should not crowd a machine of 16 GB."""
 
 
 class PlanCache:

@@ -206,6 +206,11 @@ def hooked(model):
     return model
 
 
+def patched(model):
+    model.norm.forward = lambda x: x
+    return model
+
+
 def adapted(model):
     class Adapted(nn.Linear):
         pass
@@ -232,7 +237,8 @@ def made_in_inference_mode(model):
 
 
 UNFIT = {
-    "hook": (hooked, ValueError, "without hooks.*with a hook at 'blocks.1'"),
+    "hook": (hooked, ValueError, r"without hooks.*with a hook at 'blocks.1'"),
+    "patched": (patched, ValueError, "with a hook at 'norm'"),
     "layer of another kind": (adapted, ValueError, "Adapted at 'blocks.0.mlp.fc1'"),
     "parametrized": (parametrized, ValueError, "ParametrizedLinear at 'head'"),
     "derived": (derived, ValueError, "Derived"),
