@@ -9,14 +9,18 @@ from lpd_ext.models.vq import VQModel
 from lpd_ext.ops import group_attention, group_order, token_selection, token_selection_
 from lpd_ext.orders import halton_order, random_order, raster_order
 from lpd_ext.pipeline import LPDPipeline
+from lpd_ext.plan import DecodePlan
+from lpd_ext.plan_cache import PlanCache
 from lpd_ext.schedule import group_sizes
 
 __version__ = VERSION
 
 __all__ = [
     "LPD",
+    "DecodePlan",
     "LPDConfig",
     "LPDPipeline",
+    "PlanCache",
     "VQConfig",
     "VQModel",
     "__version__",

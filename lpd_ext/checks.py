@@ -1,7 +1,8 @@
 """Argument checks of all rooms: function, argument, wanted and got in every message."""
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import NoReturn
 
 import torch
@@ -13,6 +14,18 @@ _MAX_CELLS = 2**31 - 1  # positions are 32-bit in the kernels
 def fail(error: type[Exception], op: str, argument: str, expected: str, got: object) -> NoReturn:
     """Raise ``error`` in the form all functions share."""
     raise error(f"{op}: argument `{argument}`: expected {expected}, got {got}")
+
+
+@contextmanager
+def naming_memory(op: str, what: str) -> Iterator[None]:
+    """Turn a failed allocation, for which torch has no type, into a MemoryError that names it."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        known = any(text in str(error) for text in ("can't allocate memory", "not enough memory"))
+        if not (known or isinstance(error, MemoryError)):
+            raise
+        raise MemoryError(f"{op}: not enough memory for {what}") from error
 
 
 def check_tensor(

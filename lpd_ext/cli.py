@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm  # type: ignore[import-untyped]
 
+from lpd_ext import cpu_variant
 from lpd_ext.decode_request import CFG_SCHEDULES
 from lpd_ext.files import write_together
 from lpd_ext.info import info, versions
@@ -250,6 +251,7 @@ def _encode(
         "settings": dataclasses.asdict(output.settings),
         "device": args.device,
         "dtype": args.dtype,
+        "cpu_variant": cpu_variant.cpu_variant(),
         "threads": torch.get_num_threads(),
         "batch_size": output.batch_size,
         "versions": versions(),
@@ -304,6 +306,8 @@ def _info(args: argparse.Namespace) -> int:
     print(f"       {build['flags']}")
     for device in report["devices"]:
         print(f"{device['device']}: {device['name']}, {device['capability']}")
+    variants = report["cpu_variants"]
+    print(f"CPU kernels: {variants['in use']} (of {', '.join(variants['available'])})")
     print("kernels, compared with their plain-torch reference just now:")
     for op, by_device in kernels.items():
         for device_type, entry in by_device.items():

@@ -65,8 +65,13 @@ def check_request(
     top_p: float | Tensor,
     known_tokens: Tensor | None,
     forced_tokens: Tensor | None,
+    *,
+    planned_known: int | None = None,
 ) -> DecodeRequest:
-    """Check the arguments of `decode`; see there for shapes, dtypes and errors."""
+    """Check the arguments of `decode`; see there for shapes, dtypes and errors.
+
+    A plan says how many positions of an image are known in all its calls.
+    """
     c = model.config
     check_tensor(_OP, "class_labels", class_labels, (torch.int64,), "[batch]", 1)
     check_device(_OP, "class_labels", class_labels, model.device)
@@ -77,6 +82,9 @@ def check_request(
     num_known = 0
     if known_tokens is not None:
         num_known = _count_known(model, known_tokens, order)
+    if planned_known not in (None, num_known):
+        wanted = f"{planned_known} known positions an image, as planned"
+        fail(ValueError, _OP, "known_tokens", wanted, num_known)
     num_generated = c.seq_len - num_known
     if forced_tokens is not None:
         shape = (batch, c.seq_len)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from lpd_ext.checks import check_device_type, fail
+from lpd_ext.checks import check_device_type, fail, naming_memory
+from lpd_ext.models.config import LPDConfig
 from lpd_ext.models.lpd import LPD, Block
 from lpd_ext.ops import PackedLinear, pack_linear
 
@@ -16,6 +18,9 @@ Norm: TypeAlias = tuple[Tensor, Tensor]
 """Weight and bias of a LayerNorm, float32."""
 
 _OWNER = "PackedModel"
+_PACKED_DTYPES = (torch.float32, torch.bfloat16)
+_MODEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_SAMPLES = 16  # values compared on the diagonal of a weight, or up to twice as many
 
 
 @dataclass(frozen=True)
@@ -31,12 +36,12 @@ class PackedBlock:
 
 
 class PackedModel:
-    """A copy of an LPD's weights, its linear layers packed for `lpd_ext.fused_linear`.
+    """A copy of an LPD's weights, its linear layers packed for `lpd_ext.ops.fused_linear`.
 
     Parameters
     ----------
     model : LPD
-        In evaluation, on the CPU. Kept, and watched for changes of its weights.
+        In evaluation, on the CPU, as the package makes it. Kept, and watched for changes.
     dtype : torch.dtype
         float32 or bfloat16, of the packed weights. Embeddings keep the model's dtype, norms and
         biases are float32.
@@ -44,33 +49,38 @@ class PackedModel:
     Raises
     ------
     ValueError
-        The model is in training, or its weights were made under ``torch.inference_mode()`` and so
-        cannot be watched.
+        The model is in training, computes otherwise than an LPD (hooks, other layers), or its
+        weights were made under ``torch.inference_mode()`` and so cannot be watched.
     TypeError
-        `model` is no LPD, or the dtype has no kernel.
+        `model` is no LPD, or a dtype has no kernel.
     NotImplementedError
         The model is on a device without kernels.
+    MemoryError
+        There is not enough memory; the message names the size. Nothing is kept.
 
     Notes
     -----
-    `refresh` notices what torch itself notices: other tensors in the model, other memory behind
-    them, and every change in place, ``load_state_dict`` and optimizer steps included. It cannot
-    see a change made through ``.data`` or through NumPy.
+    `refresh` notices other tensors in the model, other memory behind them, every change in place
+    that torch counts, and, as it does not count those of fused optimizers, a change of any of a few
+    values of each weight. It does not see a change of single other values through ``.data`` or
+    NumPy.
     """
 
-    DTYPES = (torch.float32, torch.bfloat16)
-
     def __init__(self, model: LPD, dtype: torch.dtype) -> None:
-        check_model(_OWNER, model)
-        if dtype not in self.DTYPES:
-            fail(TypeError, _OWNER, "dtype", "torch.float32 or torch.bfloat16", dtype)
+        check_model(_OWNER, model, dtype)
         self.model = model
         self.dtype = dtype
-        self._seen = _weights(model)
-        with torch.no_grad():
-            self.token_emb = model.token_emb.weight.detach().clone()
-            self.query_token = model.mask_token.detach()[0, 0].clone()
-            self.pos_embed = model.pos_embed.detach()[0, 1:].clone()
+        size = sum(parameter.numel() for parameter in model.parameters()) * dtype.itemsize
+        # Under inference_mode the copies could be renewed nowhere else.
+        with (
+            torch.inference_mode(False),
+            torch.no_grad(),
+            naming_memory(_OWNER, f"weights in {dtype} of about {size / 2**20:.1f} MiB"),
+        ):
+            self._seen = _Snapshot(model)
+            self.token_emb = model.token_emb.weight.clone(memory_format=torch.contiguous_format)
+            self.query_token = model.mask_token[0, 0].clone()
+            self.pos_embed = model.pos_embed[0, 1:].clone(memory_format=torch.contiguous_format)
             self.embedding_norm = _copied(model.z_proj_ln)
             self.blocks = [
                 PackedBlock(
@@ -97,6 +107,7 @@ class PackedModel:
                 tensors += [linear.weight, linear.bias]
         return sum(tensor.nbytes for tensor in tensors)
 
+    @torch.no_grad()
     def refresh(self) -> bool:
         """Copy the model's weights again, into the same memory, if they have changed.
 
@@ -107,73 +118,124 @@ class PackedModel:
 
         Raises
         ------
-        ValueError
-            The model is in training now, or a weight has another shape.
-        NotImplementedError
-            The model went to a device without kernels.
+        ValueError, TypeError, NotImplementedError
+            The model cannot be packed now, or a weight has another shape.
         """
         model = self.model
-        check_model(_OWNER, model)
-        weights = _weights(model)
-        if all(now.is_same(seen) for now, seen in zip(weights, self._seen, strict=True)):
+        check_model(_OWNER, model, self.dtype)
+        if self._seen.holds(model):
             return False
-        for now, seen in zip(weights, self._seen, strict=True):
-            if now.tensor.shape != seen.tensor.shape:
-                wanted = f"weight {now.name} of shape {list(seen.tensor.shape)}, as packed before"
-                fail(ValueError, _OWNER, "model", wanted, list(now.tensor.shape))
-        with torch.no_grad():
-            self.token_emb.copy_(model.token_emb.weight)
-            self.query_token.copy_(model.mask_token[0, 0])
-            self.pos_embed.copy_(model.pos_embed[0, 1:])
-            _copy(self.embedding_norm, model.z_proj_ln)
-            for packed, block in zip(self.blocks, _blocks(model), strict=True):
-                _copy(packed.norm1, block.norm1)
-                self._pack(block.attn.qkv, packed.qkv)
-                self._pack(block.attn.proj, packed.proj)
-                _copy(packed.norm2, block.norm2)
-                self._pack(block.mlp.fc1, packed.fc1)
-                self._pack(block.mlp.fc2, packed.fc2)
-            _copy(self.norm, model.norm)
-            self._pack(model.head, self.head)
-        self._seen = weights  # last: an error half-way makes the next call begin again
+        # Taken before the copy: a change meanwhile, or an error, makes the next call begin again.
+        seen = _Snapshot(model)
+        self._seen.check_shapes(model)
+        self._seen.forget()
+        self.token_emb.copy_(model.token_emb.weight)
+        self.query_token.copy_(model.mask_token[0, 0])
+        self.pos_embed.copy_(model.pos_embed[0, 1:])
+        _copy(self.embedding_norm, model.z_proj_ln)
+        for packed, block in zip(self.blocks, _blocks(model), strict=True):
+            _copy(packed.norm1, block.norm1)
+            self._pack(block.attn.qkv, packed.qkv)
+            self._pack(block.attn.proj, packed.proj)
+            _copy(packed.norm2, block.norm2)
+            self._pack(block.mlp.fc1, packed.fc1)
+            self._pack(block.mlp.fc2, packed.fc2)
+        _copy(self.norm, model.norm)
+        self._pack(model.head, self.head)
+        self._seen = seen
         return True
 
     def _pack(self, linear: nn.Linear, into: PackedLinear | None = None) -> PackedLinear:
         return pack_linear(linear.weight, linear.bias, dtype=self.dtype, into=into)
 
 
-def check_model(op: str, model: LPD) -> None:
-    """Demand an LPD in evaluation on a device that has the kernels of a plan."""
+def check_model(op: str, model: LPD, dtype: torch.dtype | None = None) -> torch.dtype:
+    """Demand an LPD that a plan in `dtype`, by default the model's, can serve; return the dtype."""
     if not isinstance(model, LPD):
         fail(TypeError, op, "model", "an LPD", type(model).__name__)
+    dtype = model.dtype if dtype is None else dtype
+    if dtype not in _PACKED_DTYPES:
+        fail(TypeError, op, "dtype", "torch.float32 or torch.bfloat16", dtype)
+    if model.dtype not in _MODEL_DTYPES:
+        fail(TypeError, op, "model", "float32, bfloat16 or float16", model.dtype)
     if model.training:
         fail(ValueError, op, "model", "a model in evaluation (model.eval())", "one in training")
     check_device_type(op, "model", model.head.weight, ("cpu",))
-
-
-@dataclass(frozen=True)
-class _Weight:
-    """A weight at one moment; it keeps the memory, so that no other can get the same address."""
-
-    name: str
-    tensor: Tensor
-    address: int
-    version: int
-
-    def is_same(self, other: _Weight) -> bool:
-        same_kind = self.tensor.dtype == other.tensor.dtype
-        return same_kind and (self.address, self.version) == (other.address, other.version)
-
-
-def _weights(model: LPD) -> list[_Weight]:
-    weights = []
+    for name, module in model.named_modules():
+        hooked = module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
+        if hooked or type(module) not in _module_types():
+            got = f"{type(module).__name__}{' with a hook' if hooked else ''} at {name!r}"
+            fail(ValueError, op, "model", "the layers of an LPD, without hooks", got)
     for name, parameter in model.named_parameters():
         if parameter.is_inference():
             wanted = "weights made outside torch.inference_mode(), whose changes can be noticed"
-            fail(ValueError, _OWNER, "model", wanted, name)
-        version = parameter._version
-        weights.append(_Weight(name, parameter.detach(), parameter.data_ptr(), version))
-    return weights
+            fail(ValueError, op, "model", wanted, name)
+    return dtype
+
+
+def can_pack(model: LPD) -> bool:
+    """Return whether a plan in the model's dtype can serve it."""
+    try:
+        check_model("can_pack", model)
+    except (TypeError, ValueError, NotImplementedError):
+        return False
+    return True
+
+
+@cache
+def _module_types() -> frozenset[type]:
+    config = LPDConfig(grid=(1, 1), dim=32, depth=1, num_heads=1, vocab_size=1, num_classes=1)
+    with torch.device("meta"):
+        return frozenset(type(module) for module in LPD(config).modules())
+
+
+class _Snapshot:
+    """What tells the weights of one moment from those of another."""
+
+    def __init__(self, model: LPD) -> None:
+        # The tensors keep their memory, so that no other can get the same address.
+        self._weights = {
+            name: (parameter.detach(), parameter._version)
+            for name, parameter in model.named_parameters()
+        }
+        self._samples = [_sample(tensor) for tensor, _ in self._weights.values()]
+        self._values = self._sampled()
+
+    def holds(self, model: LPD) -> bool:
+        now = dict(model.named_parameters())
+        if now.keys() != self._weights.keys():
+            return False
+        for name, (tensor, version) in self._weights.items():
+            same = now[name]._version == version and now[name].data_ptr() == tensor.data_ptr()
+            if not (same and _layout(now[name]) == _layout(tensor)):
+                return False
+        return torch.equal(self._sampled(), self._values)
+
+    def check_shapes(self, model: LPD) -> None:
+        before = {name: list(tensor.shape) for name, (tensor, _) in self._weights.items()}
+        now = {name: list(parameter.shape) for name, parameter in model.named_parameters()}
+        for name in before | now:
+            if before.get(name) != now.get(name):
+                wanted = f"weight {name} of shape {before.get(name)}, as packed before"
+                fail(ValueError, _OWNER, "model", wanted, now.get(name))
+
+    def forget(self) -> None:
+        """Hold for no weights any more, but keep their shapes."""
+        self._values = self._values.new_empty(0)
+
+    def _sampled(self) -> Tensor:
+        return torch.cat(self._samples).float().view(torch.int32)  # as bits: NaN equals NaN
+
+
+def _sample(tensor: Tensor) -> Tensor:
+    """Return a view of a few values all over a weight."""
+    line = tensor.squeeze()
+    line = line.diagonal() if line.ndim == 2 else line.reshape(-1)
+    return line[:: max(1, len(line) // _SAMPLES)]
+
+
+def _layout(tensor: Tensor) -> tuple[torch.dtype, torch.Size, tuple[int, ...]]:
+    return tensor.dtype, tensor.shape, tensor.stride()
 
 
 def _blocks(model: LPD) -> list[Block]:
@@ -181,7 +243,7 @@ def _blocks(model: LPD) -> list[Block]:
 
 
 def _copied(norm: nn.LayerNorm) -> Norm:
-    return norm.weight.detach().float().clone(), norm.bias.detach().float().clone()
+    return norm.weight.to(torch.float32, copy=True), norm.bias.to(torch.float32, copy=True)
 
 
 def _copy(into: Norm, norm: nn.LayerNorm) -> None:

@@ -23,6 +23,9 @@ from lpd_ext.models.checkpoint import load_lpd, load_vq, save_weights
 from lpd_ext.models.lpd import LPD
 from lpd_ext.models.vq import VQModel
 from lpd_ext.orders import ORDERS
+from lpd_ext.packed_model import can_pack
+from lpd_ext.plan import DecodePlan
+from lpd_ext.plan_cache import PlanCache
 from lpd_ext.render import to_images
 from lpd_ext.schedule import group_sizes
 from lpd_ext.settings import (
@@ -78,8 +81,15 @@ class LPDPipeline:
     -----
     All randomness of an image comes from its seed: one order and one row of uniform numbers. Image
     i of a call is the same, bit for bit, whatever the other images are and wherever it stands, for
-    the same build, device, dtype, number of threads and batch size (matrix products may round
-    otherwise in batches of another size). Give `batch_size` to keep it fixed whatever the count.
+    the same build, device, dtype, instruction set, number of threads and batch size. Give
+    `batch_size` to keep it fixed whatever the count: matrix products and convolutions of the
+    vendor's library may round otherwise in batches of another size.
+
+    On the CPU, in float32 and bfloat16, with the operators, calls decode by plans
+    (`lpd_ext.DecodePlan`): then tokens are the same in batches of any size and on any number of
+    threads. Plans are kept for the next call, up to 4 GiB (`lpd_ext.PlanCache`), see `release`;
+    calls from several threads decode one after the other. All else goes through `lpd_ext.decode`,
+    models with hooks or layers of their own, too.
 
     Examples
     --------
@@ -105,6 +115,7 @@ class LPDPipeline:
             fail(ValueError, _OWNER, "vq", wanted, vq.config)
         self.model = model.eval()
         self.vq = vq.eval()
+        self._plans = PlanCache(self.model)
         self.classes = ClassNames(model.config.num_classes, class_names)
         self.defaults = defaults or GenerationSettings(
             num_steps=min(GenerationSettings.num_steps, model.config.seq_len)
@@ -215,9 +226,14 @@ class LPDPipeline:
                 reason = str(error).splitlines()[0]
                 wanted = "a device of this machine"
                 fail(ValueError, f"{_OWNER}.to", "device", wanted, f"{str(device)!r} ({reason})")
+        self.release()  # plans are of the weights as they were
         self.model.to(device=device, dtype=dtype)
         self.vq.to(device=device)
         return self
+
+    def release(self) -> None:
+        """Give back the memory of what calls keep for the next one; that one plans anew."""
+        self._plans.release()
 
     @torch.no_grad()
     def __call__(
@@ -268,6 +284,8 @@ class LPDPipeline:
             An argument does not fit; the message names it.
         InvalidLogitsError
             The model gave logits that are no numbers; `image` is the place in this call.
+        MemoryError
+            There is not enough memory for a plan; the message names the sizes.
         """
         given: dict[str, Any] = {
             "num_steps": num_steps,
@@ -350,21 +368,27 @@ class LPDPipeline:
             sampling[name] = (
                 torch.tensor(value, dtype=dtype)[rows].to(device) if per_image else value
             )
+        sampling["uniform"] = philox.uniform(batch_seeds, config.seq_len).to(device)
+        sampling["cfg_schedule"] = settings.cfg_schedule
+        class_labels, order = torch.tensor(labels)[rows].to(device), order.to(device)
         try:
-            tokens = decode(
-                self.model,
-                torch.tensor(labels)[rows].to(device),
-                sizes,
-                order.to(device),
-                uniform=philox.uniform(batch_seeds, config.seq_len).to(device),
-                cfg_schedule=settings.cfg_schedule,
-                **sampling,
-                kernels=kernels,
-                progress=progress,
-            )
+            if kernels == OPS and can_pack(self.model):
+                guided = isinstance(settings.cfg_scale, tuple) or settings.cfg_scale != 1
+                plan = self._plan(len(rows), sizes, guided)
+                tokens = plan(class_labels, order, **sampling, progress=progress)
+            else:
+                tokens = decode(
+                    self.model, class_labels, sizes, order, **sampling,
+                    kernels=kernels, progress=progress,
+                )  # fmt: skip
         except InvalidLogitsError as error:
             raise InvalidLogitsError(int(rows[error.image]), error.step) from error
         return tokens, steps
+
+    def _plan(self, batch_size: int, sizes: Sequence[int], guided: bool) -> DecodePlan:
+        if self._plans.model is not self.model:  # somebody put another one in its place
+            self._plans = PlanCache(self.model)
+        return self._plans.get(batch_size, sizes, guided)
 
     def _check_steps(self, settings: GenerationSettings) -> None:
         seq_len = self.model.config.seq_len

@@ -1,6 +1,6 @@
-"""A decode loop planned once and run many times: fixed shapes, fixed memory, no decisions inside.
+"""A decode loop planned once and run many times: fixed shapes, fixed memory, checked in advance.
 
-Whatever may differ between two images is data in the plan's buffers; a step is a list of operators
+Whatever may differ between two calls is data in the plan's buffers; a step is a list of operators
 bound to their arguments.
 
 Source: Algorithm 1 of arXiv 2507.01957; the loop is that of `lpd_ext.decode`.
@@ -8,24 +8,26 @@ Source: Algorithm 1 of arXiv 2507.01957; the loop is that of `lpd_ext.decode`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import RLock
 from typing import Literal, overload
 
 import torch
 from torch import Tensor
 
-from lpd_ext.checks import check_int, checked_group_sizes, fail
+from lpd_ext.checks import fail
 from lpd_ext.decode import Progress, guide, raise_for_invalid
-from lpd_ext.decode_request import DecodeRequest, check_request
+from lpd_ext.decode_request import check_request
 from lpd_ext.models.lpd import LPD, UNCONDITIONAL
 from lpd_ext.ops.fused_linear import prepare_fused_linear
 from lpd_ext.ops.group_attention import prepare_group_attention
 from lpd_ext.ops.group_embedding import prepare_group_embedding
 from lpd_ext.ops.launch import Launch
 from lpd_ext.ops.token_selection import prepare_token_selection_
-from lpd_ext.packed_model import PackedModel, check_model
-from lpd_ext.plan_buffers import PlanBuffers, PlanShape
+from lpd_ext.packed_model import PackedModel
+from lpd_ext.plan_buffers import PlanBuffers, plan_shape
 
 _OWNER = "DecodePlan"
 
@@ -48,7 +50,8 @@ class DecodePlan:
     Parameters
     ----------
     model : LPD
-        In evaluation, on the CPU. Later changes of its weights are noticed, see `PackedModel`.
+        In evaluation, on the CPU, without hooks. Changes of its weights are noticed at the next
+        call; see `lpd_ext.packed_model.PackedModel` for what cannot be.
     batch_size : int
         Images decoded together; a call with fewer is padded, and costs as much.
     group_sizes : Sequence[int]
@@ -60,12 +63,13 @@ class DecodePlan:
         Norms, sums, the residual stream and logits are float32.
     packed : PackedModel, optional
         Weights to share with other plans of this model and dtype. By default packed here: the
-        model's linear layers take their memory once more, in `dtype`.
+        model's linear layers and embeddings take their memory once more.
 
     Raises
     ------
     ValueError
-        The model is in training, or an argument's value does not fit; the message names it.
+        The model is in training or cannot be planned, or an argument's value does not fit; the
+        message names it.
     TypeError
         An argument's type or the dtype does not fit.
     NotImplementedError
@@ -78,8 +82,9 @@ class DecodePlan:
     A call allocates before its loop and after it, never inside, but for what `return_logits` and
     `progress` ask for; kernels keep a small workspace a thread. An image's bits depend neither on
     the other images, nor on its place, the batch size or the number of threads: all matrix products
-    are the package's own. They do depend on the instruction set (`lpd_ext.cpu_variant`), and differ
-    from those of `lpd_ext.decode` in the last places. Not for several threads at once.
+    are the package's own. They do depend on the instruction set (`lpd_ext.cpu_variant`), and logits
+    differ from those of `lpd_ext.decode` in the last places. Calls from several threads wait for
+    each other.
 
     Examples
     --------
@@ -101,44 +106,40 @@ class DecodePlan:
         dtype: torch.dtype | None = None,
         packed: PackedModel | None = None,
     ) -> None:
-        check_model(_OWNER, model)
-        check_int(_OWNER, "batch_size", batch_size, 1)
-        if not isinstance(guided, bool):
-            fail(TypeError, _OWNER, "guided", "a bool", type(guided).__name__)
-        dtype = model.dtype if dtype is None else dtype
-        if dtype not in PackedModel.DTYPES:
-            fail(TypeError, _OWNER, "dtype", f"one of {PackedModel.DTYPES}", dtype)
-        if packed is not None and (packed.model is not model or packed.dtype != dtype):
-            wanted = f"weights of this model in {dtype}"
+        self.shape = shape = plan_shape(model, batch_size, group_sizes, guided, dtype)
+        if packed is None:
+            packed = PackedModel(model, shape.dtype)
+        elif packed.model is not model or packed.dtype != shape.dtype:
+            wanted = f"weights of this model in {shape.dtype}"
             fail(ValueError, _OWNER, "packed", wanted, f"others, in {packed.dtype}")
-        sizes = checked_group_sizes(_OWNER, group_sizes, model.config.seq_len, or_fewer=True)
         self.model = model
-        self.shape = PlanShape(model.config, batch_size, tuple(sizes), guided, dtype)
-        try:
-            self.packed = PackedModel(model, dtype) if packed is None else packed
-            self._buffers = PlanBuffers(self.shape, model.device)
-        except (MemoryError, RuntimeError) as error:
-            if not isinstance(error, MemoryError) and "memory" not in str(error):
-                raise
-            raise MemoryError(
-                f"{_OWNER}: not enough memory for batch_size {batch_size}, "
-                f"{'guided' if guided else 'not guided'}, {dtype}: {_in_words(self.shape)}"
-            ) from error
-        self._steps = [self._plan_step(step) for step in range(len(sizes))]
+        self.packed: PackedModel | None = packed
+        buffers = PlanBuffers(shape, model.device)
+        self._buffers: PlanBuffers | None = buffers
+        self._steps = [self._plan_step(packed, buffers, k) for k in range(len(shape.group_sizes))]
+        self._lock = RLock()
+        self._running = False
 
     @property
     def nbytes(self) -> dict[str, int]:
         """Memory by purpose; the packed weights may be shared with other plans."""
-        return {**self.shape.nbytes(), "packed weights": self.packed.nbytes}
+        if self.packed is None:
+            return {}
+        return {**self.shape.sizes, "packed weights": self.packed.nbytes}
+
+    @property
+    def released(self) -> bool:
+        """Whether the memory was given back."""
+        return self.packed is None
 
     def release(self) -> None:
-        """Give the memory back; after that the plan decodes no more."""
-        self._steps = []
-        self.__dict__.pop("_buffers", None)
-        self.__dict__.pop("packed", None)
+        """Give the memory back, once no call runs; after that the plan decodes no more."""
+        with self._lock:
+            self._steps = []
+            self._buffers = self.packed = None
 
-    def _plan_step(self, step: int) -> _Step:
-        shape, buffers, weights = self.shape, self._buffers, self.packed
+    def _plan_step(self, weights: PackedModel, buffers: PlanBuffers, step: int) -> _Step:
+        shape = self.shape
         x, logits = buffers.x(step), buffers.logits(step)
         qkv, attended, hidden = buffers.qkv(step), buffers.attended(step), buffers.hidden(step)
         heads = qkv.unflatten(2, (3, shape.config.num_heads, shape.config.head_dim))
@@ -263,89 +264,64 @@ class DecodePlan:
             As in `lpd_ext.decode`; also for more images than planned, and a model that is in
             training now or has weights of another shape.
         RuntimeError
-            The plan was released.
+            The plan was released, or is called from its own `progress`.
         """
-        if not self._steps:
-            raise RuntimeError(f"{_OWNER}: the plan was released; make a new one")
-        request = check_request(
-            self.model, class_labels, self.shape.group_sizes, order, uniform, cfg_scale,
-            cfg_schedule, temperature, top_k, top_p, known_tokens, forced_tokens,
-        )  # fmt: skip
-        count = len(class_labels)
-        if count > self.shape.batch_size:
-            wanted = f"at most the {self.shape.batch_size} images planned for"
-            fail(ValueError, _OWNER, "class_labels", wanted, count)
-        if request.cfg_scale is not None and not self.shape.guided:
-            fail(ValueError, _OWNER, "cfg_scale", "the number 1: planned without guidance", "more")
-        self.packed.refresh()
-        buffers = self._buffers
-        self._take(request, class_labels, order, temperature, top_k, top_p)
-        tokens = buffers.tokens[:count]
-        buffers.tokens.fill_(-1)
-        if known_tokens is not None:
-            buffers.tokens.copy_(self._padded(known_tokens))
-        if forced_tokens is not None:
-            buffers.forced_tokens.copy_(self._padded(forced_tokens))
+        with self._in_use() as (packed, buffers):
+            packed.refresh()
+            request = check_request(
+                self.model, class_labels, self.shape.group_sizes, order, uniform, cfg_scale,
+                cfg_schedule, temperature, top_k, top_p, known_tokens, forced_tokens,
+                planned_known=self.shape.num_known,
+            )  # fmt: skip
+            count = len(class_labels)
+            if count > self.shape.batch_size:
+                wanted = f"at most the {self.shape.batch_size} images planned for"
+                fail(ValueError, _OWNER, "class_labels", wanted, count)
+            if request.cfg_scale is not None and not self.shape.guided:
+                wanted = "the number 1 (planned without guidance)"
+                fail(ValueError, _OWNER, "cfg_scale", wanted, cfg_scale)
+            buffers.take("order", order)
+            buffers.take("uniform", request.uniform)
+            buffers.take("cfg_scale", 1.0 if request.cfg_scale is None else request.cfg_scale)
+            buffers.take("temperature", temperature)
+            buffers.take("top_k", top_k)
+            buffers.take("top_p", top_p)
+            buffers.take("tokens", -1 if known_tokens is None else known_tokens)
+            buffers.take("forced_tokens", -1 if forced_tokens is None else forced_tokens)
+            class_rows = [self.model.embed_class(class_labels)]
+            if self.shape.guided:
+                unconditional = torch.full_like(class_labels, UNCONDITIONAL)
+                class_rows.append(self.model.embed_class(unconditional))
+            buffers.take_class_rows(class_rows)
 
-        all_logits = []
-        for done, step in enumerate(self._steps, start=1):
-            if forced_tokens is None or step.group.start == self.shape.num_known:
-                step.embed()
-            else:
-                step.embed_forced()
-            for launch in step.transform:
-                launch()
-            step.select()
-            if return_logits:
-                halves = step.logits.unflatten(0, (-1, self.shape.batch_size))[:, :count]
-                scale = buffers.cfg_scale[:count, step.group]
-                both = halves.flatten(0, 1)
-                all_logits.append(guide(both, scale) if self.shape.guided else both.clone())
-            if progress is not None:
-                progress(done, len(self._steps), tokens.clone())
+            tokens = buffers.tokens[:count]
+            steps, all_logits = self._steps, []
+            for done, step in enumerate(steps, start=1):
+                (step.embed if forced_tokens is None or done == 1 else step.embed_forced)()
+                for launch in step.transform:
+                    launch()
+                step.select()
+                if return_logits:
+                    halves = step.logits.unflatten(0, (-1, self.shape.batch_size))[:, :count]
+                    both, scale = halves.flatten(0, 1), buffers.cfg_scale[:count, step.group]
+                    all_logits.append(guide(both, scale) if self.shape.guided else both.clone())
+                if progress is not None:
+                    progress(done, len(steps), tokens.clone())
 
-        tokens = tokens.clone()
+            tokens = tokens.clone()
         raise_for_invalid(tokens, order, self.shape.cu)
         return (tokens, torch.cat(all_logits, dim=1)) if return_logits else tokens
 
-    def _take(
-        self,
-        request: DecodeRequest,
-        class_labels: Tensor,
-        order: Tensor,
-        temperature: float | Tensor,
-        top_k: int | Tensor,
-        top_p: float | Tensor,
-    ) -> None:
-        """Bring what a call asks for into the buffers; padding repeats the last image."""
-        buffers = self._buffers
-        buffers.order.copy_(self._padded(order))
-        buffers.uniform.copy_(self._padded(request.uniform))
-        scale = request.cfg_scale
-        if scale is None:
-            buffers.cfg_scale.fill_(1.0)
-        else:
-            buffers.cfg_scale.copy_(self._padded(scale))
-        for buffer, value in (
-            (buffers.temperature, temperature),
-            (buffers.top_k, top_k),
-            (buffers.top_p, top_p),
-        ):
-            if isinstance(value, Tensor):
-                buffer.copy_(self._padded(value))
-            else:
-                buffer.fill_(value)
-        labels = self._padded(class_labels)
-        if self.shape.guided:
-            labels = torch.cat([labels, torch.full_like(labels, UNCONDITIONAL)])
-        buffers.x(0)[:, :1].copy_(self.model.embed_class(labels))
-
-    def _padded(self, per_image: Tensor) -> Tensor:
-        missing = self.shape.batch_size - len(per_image)
-        if missing == 0:
-            return per_image
-        return torch.cat([per_image, per_image[-1:].expand(missing, *per_image.shape[1:])])
-
-
-def _in_words(shape: PlanShape) -> str:
-    return ", ".join(f"{what} {size / 2**20:.1f} MiB" for what, size in shape.nbytes().items())
+    @contextmanager
+    def _in_use(self) -> Iterator[tuple[PackedModel, PlanBuffers]]:
+        """Keep other threads waiting, and refuse what would spoil the buffers of a running call."""
+        with self._lock:
+            if self.packed is None or self._buffers is None:
+                raise RuntimeError(f"{_OWNER}: the plan was released; make a new one")
+            if self._running:
+                raise RuntimeError(f"{_OWNER}: called from its own `progress`; make another plan")
+            self._running = True
+            try:
+                yield self.packed, self._buffers
+            finally:
+                self._running = False

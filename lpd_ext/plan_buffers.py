@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from lpd_ext.checks import check_int, checked_group_sizes, fail, naming_memory
 from lpd_ext.models.config import LPDConfig
-from lpd_ext.models.lpd import cu_group_sizes
+from lpd_ext.models.lpd import LPD, cu_group_sizes
+from lpd_ext.packed_model import check_model
+
+_OWNER = "DecodePlan"
 
 # Wide rows a power of two apart would compete for the same places of a cache.
 _ROW_GAP = 32
@@ -62,18 +68,44 @@ class PlanShape:
         """Keys ever stored: the last group is never context."""
         return 1 + self.cu[-2]
 
-    def nbytes(self) -> dict[str, int]:
-        """Bytes of a plan by purpose, the packed weights of its linear layers among them."""
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Bytes of the buffers by purpose."""
         c, size = self.config, self.dtype.itemsize
         rows = self.sequences * self.max_q_len
-        linears = c.depth * (4 + 2 * c.mlp_ratio) * c.dim**2 + c.vocab_size * c.dim
-        caches = 2 * c.depth * self.sequences * self.max_kv_len * c.dim
+        images = self.batch_size
         return {
-            "packed weights": linears * size,
-            "caches": caches * size,
+            "requests": images * (c.seq_len * (3 * 8 + 4) + sum(self.group_sizes) * 8 + 4 + 8 + 4),
+            "caches": 2 * c.depth * self.sequences * self.max_kv_len * c.dim * size,
             "activations": rows * c.dim * (4 + (4 + c.mlp_ratio) * size),
             "logits": self.sequences * max(self.group_sizes) * c.vocab_size * 4,
         }
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the buffers."""
+        return sum(self.sizes.values())
+
+    def __str__(self) -> str:
+        guided = "guided" if self.guided else "not guided"
+        sizes = ", ".join(f"{what} {size / 2**20:.1f} MiB" for what, size in self.sizes.items())
+        return f"batch_size {self.batch_size}, {guided}, {self.dtype}: {sizes}"
+
+
+def plan_shape(
+    model: LPD,
+    batch_size: int,
+    group_sizes: Sequence[int],
+    guided: bool,
+    dtype: torch.dtype | None,
+) -> PlanShape:
+    """Check what a plan is asked for; see `lpd_ext.DecodePlan` for types and errors."""
+    dtype = check_model(_OWNER, model, dtype)
+    check_int(_OWNER, "batch_size", batch_size, 1)
+    if not isinstance(guided, bool):
+        fail(TypeError, _OWNER, "guided", "a bool", type(guided).__name__)
+    sizes = checked_group_sizes(_OWNER, group_sizes, model.config.seq_len, or_fewer=True)
+    return PlanShape(model.config, batch_size, tuple(sizes), guided, dtype)
 
 
 class PlanBuffers:
@@ -84,7 +116,11 @@ class PlanBuffers:
         rows = shape.sequences * shape.max_q_len
 
         def new(*sizes: int, dtype: torch.dtype) -> Tensor:
-            return torch.empty(sizes, dtype=dtype, device=device)
+            # Under inference_mode the buffers could be written nowhere else.
+            with torch.inference_mode(False), naming_memory(_OWNER, str(shape)):
+                if shape.nbytes > sys.maxsize:  # torch would speak of an overflow
+                    raise MemoryError
+                return torch.empty(sizes, dtype=dtype, device=device)
 
         # Of a call.
         self.order = new(batch, c.seq_len, dtype=torch.int64)
@@ -107,6 +143,20 @@ class PlanBuffers:
         self.keys = [new(*sizes, dtype=dtype) for _ in range(c.depth)]
         self.values = [new(*sizes, dtype=dtype) for _ in range(c.depth)]
         self._shape = shape
+
+    def take(self, name: str, value: float | Tensor) -> None:
+        """Write what a call brings: a number, or one row an image; the last one fills the batch."""
+        buffer: Tensor = getattr(self, name)
+        if not isinstance(value, Tensor):
+            buffer.fill_(value)
+            return
+        _fill(buffer, value)
+
+    def take_class_rows(self, rows: Sequence[Tensor]) -> None:
+        """Write the class rows ``[batch, 1, dim]`` of each half."""
+        halves = self.x(0)[:, :1].chunk(len(rows))
+        for half, per_image in zip(halves, rows, strict=True):
+            _fill(half, per_image)
 
     def x(self, step: int) -> Tensor:
         """Rows of the residual stream ``[sequences, q_len, dim]``."""
@@ -135,3 +185,9 @@ class PlanBuffers:
         width = buffer.numel() // (shape.sequences * shape.max_q_len)
         rows = (shape.sequences, shape.q_len(step), width)
         return buffer[: rows[0] * rows[1] * width].view(rows)
+
+
+def _fill(buffer: Tensor, per_image: Tensor) -> None:
+    count = len(per_image)
+    buffer[:count].copy_(per_image)
+    buffer[count:].copy_(per_image[-1:])

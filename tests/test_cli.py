@@ -13,6 +13,7 @@ from PIL import Image, ImageSequence
 from tiny_pipeline import GRID, SEQ_LEN, tiny_pipeline
 
 import lpd_ext.cli
+from lpd_ext import cpu_variant
 from lpd_ext.cli import main
 from lpd_ext.pipeline import LPDPipeline
 from lpd_ext.render import METADATA_KEY
@@ -123,6 +124,7 @@ class TestMetadata:
         assert about["model"] == folder
         assert (about["device"], about["dtype"], about["batch_size"]) == ("cpu", "float32", 2)
         assert about["threads"] == 1
+        assert about["cpu_variant"] == cpu_variant.cpu_variant()
         assert set(about["versions"]) == {"lpd_ext", "torch", "python"}
         again = pipeline([0, 2], seed=5, batch_size=2, **options)
         assert np.load("t.npy").tolist() == again.tokens.tolist()
@@ -358,7 +360,8 @@ class TestInfo:
     def test_text(self, capsys):
         assert main(["info"]) == 0
         text = capsys.readouterr().out
-        for word in ("lpd_ext", "torch", "build:", "cpu:", "group_attention", "verified"):
+        words = ("lpd_ext", "torch", "build:", "cpu:", "CPU kernels:", cpu_variant.cpu_variant())
+        for word in (*words, "group_attention", "fused_linear", "verified"):
             assert word in text
 
     def test_json(self, capsys):

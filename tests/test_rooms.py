@@ -64,7 +64,23 @@ IMPORTS = {
     "lpd_ext/settings.py": ["lpd_ext.checks", "lpd_ext.orders", "lpd_ext.decode_request"],
     "lpd_ext/decode_request.py": ["lpd_ext.models", "lpd_ext.checks"],
     "lpd_ext/packed_model.py": ["lpd_ext.models", "lpd_ext.ops", "lpd_ext.checks"],
-    "lpd_ext/plan_buffers.py": ["lpd_ext.models"],
+    "lpd_ext/plan_buffers.py": ["lpd_ext.models", "lpd_ext.checks", "lpd_ext.packed_model"],
+    "lpd_ext/plan.py": [
+        "lpd_ext.models",
+        "lpd_ext.ops",
+        "lpd_ext.checks",
+        "lpd_ext.decode",
+        "lpd_ext.decode_request",
+        "lpd_ext.packed_model",
+        "lpd_ext.plan_buffers",
+    ],
+    "lpd_ext/plan_cache.py": [
+        "lpd_ext.models",
+        "lpd_ext.checks",
+        "lpd_ext.packed_model",
+        "lpd_ext.plan",
+        "lpd_ext.plan_buffers",
+    ],
     "lpd_ext/decode.py": ["lpd_ext.models", "lpd_ext.kernels", "lpd_ext.decode_request"],
 }
 ANYTHING_OF_THE_PACKAGE = {"lpd_ext/__init__.py", "lpd_ext/ops/__init__.py"}
