@@ -188,6 +188,8 @@ class BlockProduct {
   void run_stretch(int64_t panel, int64_t first, const BFloat16* next, float* sums) {
     const int64_t blocks = std::min(stretch_, num_blocks_ - first);
     const bool ends = first + blocks == num_blocks_;
+    // A pass that is alone leaves no time before the next stretch: fetch just ahead of it.
+    if (pass_.count == 1) next = weights(panel, first) + kWeights;
     Prefetch prefetch(next, blocks * kWeights * sizeof(BFloat16), pass_.count * blocks);
     for (int64_t row = 0; row < out_.count(); row += pass_.rows, sums += kPassSums) {
       const int64_t from = std::min(row, out_.count() - pass_.rows);
