@@ -16,9 +16,6 @@ from lpd_ext.packed_model import check_model
 
 _OWNER = "DecodePlan"
 
-# Wide rows a power of two apart would compete for the same places of a cache.
-_ROW_GAP = 32
-
 
 @dataclass(frozen=True)
 class PlanShape:
@@ -135,7 +132,7 @@ class PlanBuffers:
         self._x = new(rows * c.dim, dtype=torch.float32)
         self._qkv = new(rows * 3 * c.dim, dtype=dtype)
         self._attended = new(rows * c.dim, dtype=dtype)
-        self._hidden = new(rows * (c.mlp_ratio * c.dim + _ROW_GAP), dtype=dtype)
+        self._hidden = new(rows * c.mlp_ratio * c.dim, dtype=dtype)
         widest = shape.sequences * max(shape.group_sizes)
         self._logits = new(widest * c.vocab_size, dtype=torch.float32)
         # Each layer has storages of its own: torch 2.11 compiles views at an offset wrongly.
@@ -172,7 +169,7 @@ class PlanBuffers:
 
     def hidden(self, step: int) -> Tensor:
         """Rows inside the MLP ``[sequences, q_len, mlp_ratio * dim]``."""
-        return self._rows(self._hidden, step)[:, :, :-_ROW_GAP]
+        return self._rows(self._hidden, step)
 
     def logits(self, step: int) -> Tensor:
         """Logits ``[sequences, group_size, vocab_size]``."""
