@@ -85,6 +85,13 @@ def duel(versus, config, batch, rounds):
     entropy = torch.distributions.Categorical(logits=exact).entropy().mean().item()
     assert 4 <= entropy <= 8, entropy
     assert torch.equal(run_plan(), run_plan())
+    # Greedy: drawn tokens differ where `uniform` lies within rounding of a boundary, as those of
+    # `decode` do between batch sizes and numbers of threads.
+    plan32 = DecodePlan(wide, batch, sizes, guided=True)
+    greedy = {"cfg_scale": CFG_SCALE, "temperature": 0}
+    tokens = plan32(labels, order, **greedy)
+    assert torch.equal(tokens, decode(wide, labels, sizes, order, **greedy))
+    plan32.release()
 
     versus(
         "decode",
