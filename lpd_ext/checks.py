@@ -71,11 +71,24 @@ def check_rows(op: str, argument: str, value: Tensor) -> None:
         fail(ValueError, op, argument, "a contiguous last dimension", f"strides {value.stride()}")
 
 
-def check_not_expanded(op: str, argument: str, value: Tensor) -> None:
+def check_apart_within(op: str, argument: str, value: Tensor) -> None:
     """Demand an address of its own for each element that is written."""
-    for size, stride in zip(value.shape, value.stride(), strict=True):
-        if size > 1 and stride == 0:
-            fail(ValueError, op, argument, "no expanded dimension", f"strides {value.stride()}")
+    if torch.compiler.is_compiling():
+        return
+    extent = 1
+    dims = zip(value.stride(), value.shape, strict=True)
+    for stride, size in sorted((stride, size) for stride, size in dims if size > 1):
+        if stride < extent:
+            got = f"strides {value.stride()}"
+            fail(ValueError, op, argument, "no expanded dimension and no overlapping rows", got)
+        extent += stride * (size - 1)
+
+
+def check_norm_eps(op: str, norm_eps: float) -> None:
+    """Demand what may be added to a variance."""
+    check_float(op, "norm_eps", norm_eps)
+    if not 0 <= norm_eps < float("inf"):
+        fail(ValueError, op, "norm_eps", "a finite number of at least 0", norm_eps)
 
 
 def check_norm(op: str, norm: tuple[Tensor, Tensor], features: int, device: torch.device) -> None:
@@ -93,7 +106,8 @@ def check_apart(op: str, written: Mapping[str, Tensor], others: Mapping[str, Ten
     """Demand that what is written overlaps nothing else, in ranges from first to last element."""
     # Traced and fake tensors have no address.
     tensors = [*written.values(), *others.values()]
-    if torch.compiler.is_compiling() or any(type(x) is not Tensor for x in tensors):
+    real = (Tensor, torch.nn.Parameter)
+    if torch.compiler.is_compiling() or any(type(x) not in real for x in tensors):
         return
     taken = {name: _data_range(tensor) for name, tensor in others.items()}
     for name, tensor in written.items():

@@ -22,7 +22,7 @@ def cpu_variant() -> str:
 
 
 def set_cpu_variant(name: str) -> None:
-    """Use another variant from now on, in the whole process.
+    """Use another variant from now on, in the whole process; calls under way may change over.
 
     Parameters
     ----------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from threading import RLock
 from typing import TypeAlias
 
 import torch
@@ -11,8 +12,9 @@ from torch import Tensor, nn
 
 from lpd_ext.checks import check_device_type, fail, naming_memory
 from lpd_ext.models.config import LPDConfig
-from lpd_ext.models.lpd import LPD, Block
+from lpd_ext.models.lpd import LPD, NORM_EPS, Block
 from lpd_ext.ops import PackedLinear, pack_linear
+from lpd_ext.ops.group_attention import HEAD_DIMS
 
 Norm: TypeAlias = tuple[Tensor, Tensor]
 """Weight and bias of a LayerNorm, float32."""
@@ -54,7 +56,7 @@ class PackedModel:
     TypeError
         `model` is no LPD, or a dtype has no kernel.
     NotImplementedError
-        The model is on a device without kernels.
+        The model is on a device without kernels, or there are none for its head_dim.
     MemoryError
         There is not enough memory; the message names the size. Nothing is kept.
 
@@ -63,13 +65,15 @@ class PackedModel:
     `refresh` notices other tensors in the model, other memory behind them, every change in place
     that torch counts, and, as it does not count those of fused optimizers, a change of any of a few
     values of each weight. It does not see a change of single other values through ``.data`` or
-    NumPy.
+    NumPy. Weights that the model gave up (``model.to(dtype)``) are kept until the next `refresh`.
+    `lock` is held by whoever reads or renews the copy: by a plan, for a whole call.
     """
 
     def __init__(self, model: LPD, dtype: torch.dtype) -> None:
         check_model(_OWNER, model, dtype)
         self.model = model
         self.dtype = dtype
+        self.lock = RLock()
         size = sum(parameter.numel() for parameter in model.parameters()) * dtype.itemsize
         # Under inference_mode the copies could be renewed nowhere else.
         with (
@@ -161,7 +165,14 @@ def check_model(op: str, model: LPD, dtype: torch.dtype | None = None) -> torch.
     if model.training:
         fail(ValueError, op, "model", "a model in evaluation (model.eval())", "one in training")
     check_device_type(op, "model", model.head.weight, ("cpu",))
+    if model.config.head_dim not in HEAD_DIMS:
+        fail(NotImplementedError, op, "model", f"head_dim in {HEAD_DIMS}", model.config.head_dim)
+    if len(model.head.weight) != model.config.vocab_size:
+        wanted = f"a head of {model.config.vocab_size} outputs, the vocabulary"
+        fail(ValueError, op, "model", wanted, len(model.head.weight))
     for name, module in model.named_modules():
+        if isinstance(module, nn.LayerNorm) and module.eps != NORM_EPS:
+            fail(ValueError, op, "model", f"eps = {NORM_EPS} at {name!r}", module.eps)
         hooked = module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
         if hooked or type(module) not in _module_types():
             got = f"{type(module).__name__}{' with a hook' if hooked else ''} at {name!r}"

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from threading import RLock
 from typing import Literal, overload
 
 import torch
@@ -73,18 +72,19 @@ class DecodePlan:
     TypeError
         An argument's type or the dtype does not fit.
     NotImplementedError
-        The model is on a device without kernels.
+        The model is on a device without kernels, or there are none for its head_dim.
     MemoryError
         There is not enough memory; the message names the sizes. Nothing is kept.
 
     Notes
     -----
-    A call allocates before its loop and after it, never inside, but for what `return_logits` and
-    `progress` ask for; kernels keep a small workspace a thread. An image's bits depend neither on
+    A call allocates tensors before its loop and after it, never inside, but for what
+    `return_logits` and `progress` ask for; kernels keep a small workspace a thread, which grows in
+    the first calls. An image's bits depend neither on
     the other images, nor on its place, the batch size or the number of threads: all matrix products
     are the package's own. They do depend on the instruction set (`lpd_ext.cpu_variant`), and logits
-    differ from those of `lpd_ext.decode` in the last places. Calls from several threads wait for
-    each other.
+    differ from those of `lpd_ext.decode` in the last places. Calls of plans that share weights wait
+    for each other.
 
     Examples
     --------
@@ -109,6 +109,8 @@ class DecodePlan:
         self.shape = shape = plan_shape(model, batch_size, group_sizes, guided, dtype)
         if packed is None:
             packed = PackedModel(model, shape.dtype)
+        elif not isinstance(packed, PackedModel):
+            fail(TypeError, _OWNER, "packed", "a PackedModel", type(packed).__name__)
         elif packed.model is not model or packed.dtype != shape.dtype:
             wanted = f"weights of this model in {shape.dtype}"
             fail(ValueError, _OWNER, "packed", wanted, f"others, in {packed.dtype}")
@@ -117,7 +119,7 @@ class DecodePlan:
         buffers = PlanBuffers(shape, model.device)
         self._buffers: PlanBuffers | None = buffers
         self._steps = [self._plan_step(packed, buffers, k) for k in range(len(shape.group_sizes))]
-        self._lock = RLock()
+        self._lock = packed.lock  # plans that share weights take turns
         self._running = False
 
     @property

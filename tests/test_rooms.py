@@ -19,7 +19,7 @@ INCLUDES = {
     "csrc/cuda": [r"lpd/.*\.h", r"cuda.*\.h", r"cub/.*", r".*\.cuh", r"dispatch\.h"],
     "csrc/cpu": [
         r"lpd/.*\.h",
-        r"(half|target|vector_.*|group_order_.*|fused_linear_.*)\.h",
+        r"(half|target|vector_.*|group_order_.*|fused_linear_.*|token_selection_.*)\.h",
         r".*\.inl",
         r"immintrin\.h",
     ],

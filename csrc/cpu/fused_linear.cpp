@@ -1,7 +1,7 @@
 // fused_linear on the CPU, in the variant that this machine has.
 #include "lpd/fused_linear.h"
 
-#include "fused_linear_rows.h"
+#include "fused_linear_layout.h"
 #include "lpd/cpu_variant.h"
 #include "target.h"
 
@@ -31,8 +31,8 @@ void fused_linear(const FusedLinearParams&,
 namespace {
 
 // AMX multiplies bfloat16, all other variants float32.
-bool use_amx(const FusedLinearParams& params) {
-  return variant() == Variant::kAmx && params.dtype == Dtype::kBFloat16;
+bool use_amx(const FusedLinearParams& params, Variant variant) {
+  return variant == Variant::kAmx && params.dtype == Dtype::kBFloat16;
 }
 
 }  // namespace
@@ -47,8 +47,8 @@ int64_t fused_linear_num_rows(const FusedLinearParams& params, int64_t block) {
 
 int64_t fused_linear_num_panels(const FusedLinearParams& params) { return num_panels(params); }
 
-size_t fused_linear_prepared_size(const FusedLinearParams& params) {
-  const bool narrow = use_amx(params);  // as the product wants the rows
+size_t fused_linear_prepared_size(const FusedLinearParams& params, Variant variant) {
+  const bool narrow = use_amx(params, variant);  // as the product wants the rows
   const bool as_wanted = params.norm_weight == nullptr && params.in_features % kBlock == 0 &&
                          rows_are_even(params) && narrow == (params.dtype == Dtype::kBFloat16);
   if (as_wanted && total_rows(params) <= kInPlaceRows) return 0;
@@ -57,24 +57,27 @@ size_t fused_linear_prepared_size(const FusedLinearParams& params) {
   return static_cast<size_t>(elements) * (narrow ? sizeof(BFloat16) : sizeof(float));
 }
 
-size_t fused_linear_workspace_size(const FusedLinearParams& params) {
+size_t fused_linear_workspace_size([[maybe_unused]] const FusedLinearParams& params,
+                                   [[maybe_unused]] Variant variant) {
 #if defined(LPD_X86)
-  if (use_amx(params)) return amx::fused_linear_workspace_size();
+  if (use_amx(params, variant)) return amx::fused_linear_workspace_size();
 #endif
   return 0;
 }
 
 void fused_linear_prepare(const FusedLinearParams& params,
+                          [[maybe_unused]] Variant variant,
                           int64_t block,
                           int64_t begin,
                           int64_t end,
                           std::byte* prepared) {
 #if defined(LPD_X86)
-  if (use_amx(params)) return amx::fused_linear_prepare(params, block, begin, end, prepared);
-  if (variant() >= Variant::kAvx512) {
+  if (use_amx(params, variant))
+    return amx::fused_linear_prepare(params, block, begin, end, prepared);
+  if (variant >= Variant::kAvx512) {
     return avx512::fused_linear_prepare(params, block, begin, end, prepared);
   }
-  if (variant() >= Variant::kAvx2) {
+  if (variant >= Variant::kAvx2) {
     return avx2::fused_linear_prepare(params, block, begin, end, prepared);
   }
 #endif
@@ -82,17 +85,19 @@ void fused_linear_prepare(const FusedLinearParams& params,
 }
 
 void fused_linear(const FusedLinearParams& params,
+                  [[maybe_unused]] Variant variant,
                   int64_t block,
                   int64_t begin,
                   int64_t end,
                   const std::byte* prepared,
-                  std::byte* workspace) {
+                  [[maybe_unused]] std::byte* workspace) {
 #if defined(LPD_X86)
-  if (use_amx(params)) return amx::fused_linear(params, block, begin, end, prepared, workspace);
-  if (variant() >= Variant::kAvx512) {
+  if (use_amx(params, variant))
+    return amx::fused_linear(params, block, begin, end, prepared, workspace);
+  if (variant >= Variant::kAvx512) {
     return avx512::fused_linear(params, block, begin, end, prepared);
   }
-  if (variant() >= Variant::kAvx2) return avx2::fused_linear(params, block, begin, end, prepared);
+  if (variant >= Variant::kAvx2) return avx2::fused_linear(params, block, begin, end, prepared);
 #endif
   plain::fused_linear(params, block, begin, end, prepared);
 }

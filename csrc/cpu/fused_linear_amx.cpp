@@ -3,7 +3,7 @@
 // a stretch of the weight stays in the first level cache for all passes over the rows, a stretch of
 // the inputs in the second level cache for a group of panels. With few rows reading the weight is
 // what takes time: the stretch that comes next is fetched while this one is multiplied.
-#include "fused_linear_rows.h"
+#include "fused_linear_layout.h"
 #include "vector_avx512.h"
 
 #if defined(LPD_X86)
@@ -14,7 +14,7 @@ namespace lpd::cpu::avx512 {
 //
 #include "layer_norm.inl"
 //
-#include "fused_linear_rows.inl"
+#include "fused_linear_ends.inl"
 
 }  // namespace lpd::cpu::avx512
 LPD_TARGET_END

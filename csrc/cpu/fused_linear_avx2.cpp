@@ -1,5 +1,5 @@
 // fused_linear with AVX2.
-#include "fused_linear_rows.h"
+#include "fused_linear_layout.h"
 #include "vector_avx2.h"
 
 #if defined(LPD_X86)
@@ -12,7 +12,7 @@ constexpr int kTileRows = 5;
 //
 #include "layer_norm.inl"
 //
-#include "fused_linear_rows.inl"
+#include "fused_linear_ends.inl"
 //
 #include "fused_linear_product.inl"
 

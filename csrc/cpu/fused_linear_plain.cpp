@@ -1,5 +1,5 @@
 // fused_linear on any machine.
-#include "fused_linear_rows.h"
+#include "fused_linear_layout.h"
 #include "vector_plain.h"
 
 namespace lpd::cpu::plain {
@@ -10,7 +10,7 @@ constexpr int kTileRows = 2;
 //
 #include "layer_norm.inl"
 //
-#include "fused_linear_rows.inl"
+#include "fused_linear_ends.inl"
 //
 #include "fused_linear_product.inl"
 

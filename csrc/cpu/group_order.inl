@@ -26,24 +26,5 @@ LPD_INLINE Number shorten_nearest_of(const Number* rows,
   return largest;
 }
 
-// No templates, for these would be compiled without the instruction set of this file.
-uint16_t shorten_nearest_16(const uint16_t* rows,
-                            const uint16_t* cols,
-                            int32_t count,
-                            uint16_t pick_row,
-                            uint16_t pick_col,
-                            uint16_t* nearest) {
-  return shorten_nearest_of(rows, cols, count, pick_row, pick_col, nearest);
-}
-
-uint64_t shorten_nearest_64(const uint64_t* rows,
-                            const uint64_t* cols,
-                            int32_t count,
-                            uint64_t pick_row,
-                            uint64_t pick_col,
-                            uint64_t* nearest) {
-  return shorten_nearest_of(rows, cols, count, pick_row, pick_col, nearest);
-}
-
-const OrderKernelSet kOrderKernels = {.narrow = {draw_keys, shorten_nearest_16},
-                                      .wide = {draw_keys, shorten_nearest_64}};
+const OrderKernelSet kOrderKernels = {.narrow = {draw_keys, shorten_nearest_of<uint16_t>},
+                                      .wide = {draw_keys, shorten_nearest_of<uint64_t>}};

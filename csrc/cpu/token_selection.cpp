@@ -7,7 +7,7 @@
 #include "lpd/cpu_variant.h"
 #include "lpd/inline.h"
 #include "target.h"
-#include "token_selection_space.inl"
+#include "token_selection_space.h"
 
 namespace lpd::cpu {
 

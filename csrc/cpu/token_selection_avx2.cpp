@@ -9,7 +9,7 @@
 #include "lpd/specified_math.h"
 #include "lpd/token_selection.h"
 #include "target.h"
-#include "token_selection_space.inl"
+#include "token_selection_space.h"
 #include "vector_avx2.h"
 
 #if defined(LPD_X86)

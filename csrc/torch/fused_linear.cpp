@@ -93,18 +93,21 @@ void fused_linear_cpu(Tensor x,
       .out_row_stride = out.stride(1),
   };
   const int64_t num_blocks = batch * num_rows == 0 ? 0 : cpu::fused_linear_num_blocks(params);
-  std::byte* prepared = workspace(cpu::fused_linear_prepared_size(params), Workspace::kShared);
+  const cpu::Variant variant = cpu::variant();
+  std::byte* prepared =
+      workspace(cpu::fused_linear_prepared_size(params, variant), Workspace::kShared);
   for (int64_t block = 0; block < num_blocks; ++block) {
     if (prepared != nullptr) {
       torch::stable::parallel_for(0, cpu::fused_linear_num_rows(params, block), kRowsPerTask,
                                   [&](int64_t begin, int64_t end) {
-                                    cpu::fused_linear_prepare(params, block, begin, end, prepared);
+                                    cpu::fused_linear_prepare(params, variant, block, begin, end,
+                                                              prepared);
                                   });
     }
     torch::stable::parallel_for(
         0, cpu::fused_linear_num_panels(params), /*grain_size=*/1, [&](int64_t begin, int64_t end) {
-          std::byte* space = workspace(cpu::fused_linear_workspace_size(params));
-          cpu::fused_linear(params, block, begin, end, prepared, space);
+          std::byte* space = workspace(cpu::fused_linear_workspace_size(params, variant));
+          cpu::fused_linear(params, variant, block, begin, end, prepared, space);
         });
   }
 }

@@ -31,6 +31,8 @@ GroupAttentionParams checked_params(const Tensor& qkv,
   check_shape(qkv, {-1, -1, 3, -1, -1}, kOp, "qkv");
   const int64_t batch = qkv.size(0), q_len = qkv.size(1);
   const int64_t num_heads = qkv.size(3), head_dim = qkv.size(4);
+  STD_TORCH_CHECK(head_dim % 16 == 0, kOp,
+                  ": argument `qkv`: expected a head_dim that is a multiple of 16, got ", head_dim);
   STD_TORCH_CHECK(
       qkv.numel() == 0 || (qkv.stride(4) == 1 && (num_heads == 1 || qkv.stride(3) == head_dim) &&
                            qkv.stride(2) == num_heads * head_dim),

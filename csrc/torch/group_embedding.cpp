@@ -72,8 +72,7 @@ void group_embedding_cpu(Tensor tokens,
                   " and query_end ", query_end, " must ascend inside [0, ", seq_len, "]");
   for (const auto& [table, argument] :
        {std::pair(&token_emb, "token_emb"), {&pos_embed, "pos_embed"}}) {
-    STD_TORCH_CHECK(table->numel() == 0 || table->stride(0) == dim, kOp, ": argument `", argument,
-                    "`: must be contiguous");
+    STD_TORCH_CHECK(table->is_contiguous(), kOp, ": argument `", argument, "`: must be contiguous");
   }
   const int64_t rows = query_end - context_begin;
   check_argument(out, {-1, rows, dim}, ScalarType::Float, "out");

@@ -31,7 +31,8 @@ Attend: TypeAlias = Callable[[int, Tensor], Tensor]
 UNCONDITIONAL = -1
 """The class label of an image without one."""
 
-_NORM_EPS = 1e-6
+NORM_EPS = 1e-6
+"""Of every LayerNorm."""
 _NARROW = (torch.bfloat16, torch.float16)
 
 
@@ -66,11 +67,11 @@ class LPD(nn.Module):
         self.mask_token = nn.Parameter(torch.empty(1, 1, dim))  # the position query token
         self.class_emb = nn.Embedding(config.num_classes, dim)
         self.token_emb = nn.Embedding(config.vocab_size, dim)
-        self.z_proj_ln = _LayerNorm(dim, eps=_NORM_EPS)
+        self.z_proj_ln = _LayerNorm(dim, eps=NORM_EPS)
         self.blocks = nn.ModuleList(
             Block(dim, config.num_heads, config.mlp_ratio) for _ in range(config.depth)
         )
-        self.norm = _LayerNorm(dim, eps=_NORM_EPS)
+        self.norm = _LayerNorm(dim, eps=NORM_EPS)
         self.head = nn.Linear(dim, config.vocab_size, bias=False)
         self._initialise()
 
@@ -239,9 +240,9 @@ class Block(nn.Module):
 
     def __init__(self, dim: int, num_heads: int, mlp_ratio: int) -> None:
         super().__init__()
-        self.norm1 = _LayerNorm(dim, eps=_NORM_EPS)
+        self.norm1 = _LayerNorm(dim, eps=NORM_EPS)
         self.attn = _Attention(dim, num_heads)
-        self.norm2 = _LayerNorm(dim, eps=_NORM_EPS)
+        self.norm2 = _LayerNorm(dim, eps=NORM_EPS)
         self.mlp = _MLP(dim, dim * mlp_ratio)
 
     def forward(self, x: Tensor, layer: int, attend: Attend) -> Tensor:

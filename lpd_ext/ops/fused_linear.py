@@ -8,11 +8,11 @@ from torch import Tensor
 
 from lpd_ext.checks import (
     check_apart,
+    check_apart_within,
     check_device,
     check_device_type,
-    check_float,
     check_norm,
-    check_not_expanded,
+    check_norm_eps,
     check_one_device,
     check_rows,
     check_shape,
@@ -89,6 +89,13 @@ def pack_linear(
     Notes
     -----
     The copy takes the memory of the weight once more, in `dtype`, rounded up to 32 outputs.
+
+    Source: the tiles are those of Intel's AMX.
+
+    Examples
+    --------
+    >>> pack_linear(torch.randn(40, 64)).weight.shape
+    torch.Size([2, 64, 32])
     """
     op = "pack_linear"
     for name, tensor in {"weight": weight, "bias": bias}.items():
@@ -111,6 +118,7 @@ def pack_linear(
         fail(NotImplementedError, op, "weight", wanted, in_features)
     if bias is not None:
         check_shape(op, "bias", bias, (out_features,), "[out_features]")
+        check_device(op, "bias", bias, weight.device)
     if into is None:
         into = _empty(out_features, in_features, dtype, weight.device)
     elif not isinstance(into, PackedLinear):
@@ -119,10 +127,13 @@ def pack_linear(
         wanted = f"a layer of {list(weight.shape)} in {dtype}"
         got = f"[{into.out_features}, {into.in_features}] in {into.weight.dtype}"
         fail(ValueError, op, "into", wanted, got)
+    else:
+        check_device(op, "into", into.weight, weight.device)
     with torch.no_grad():
         _copy_panels(into.weight, weight)
-        into.bias.zero_()
-        if bias is not None:
+        if bias is None:
+            into.bias.zero_()
+        else:
             into.bias[:out_features].copy_(bias)
     return into
 
@@ -135,7 +146,7 @@ def _empty(
     if dtype == torch.bfloat16:
         shape = (panels, -(-in_features // 32), 2, _TILE, _TILE, 2)
     weight = zeros_in_huge_pages(shape, dtype=dtype, device=device)
-    bias = torch.zeros(panels * _PANEL, device=device)
+    bias = torch.zeros(panels * _PANEL, dtype=torch.float32, device=device)
     return PackedLinear(weight, bias, in_features, out_features)
 
 
@@ -266,7 +277,7 @@ def _arguments(
     check_shape(_OP, "out", out, (batch, num_rows, packed.out_features), _ROWS)
     check_device(_OP, "out", out, x.device)
     check_rows(_OP, "out", out)
-    check_not_expanded(_OP, "out", out)
+    check_apart_within(_OP, "out", out)
     norm_weight, norm_bias = None, None
     if norm is not None:
         check_norm(_OP, norm, in_features, x.device)
@@ -275,7 +286,7 @@ def _arguments(
     if norm is not None:
         read |= {"norm[0]": norm[0], "norm[1]": norm[1]}
     check_apart(_OP, {"out": out}, read)
-    check_float(_OP, "norm_eps", norm_eps)
+    check_norm_eps(_OP, norm_eps)
     if epilogue not in _EPILOGUES:
         fail(ValueError, _OP, "epilogue", f"one of {_EPILOGUES}", repr(epilogue))
     index = _EPILOGUES.index(epilogue)

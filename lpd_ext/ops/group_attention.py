@@ -7,11 +7,11 @@ from torch import Tensor
 
 from lpd_ext.checks import (
     check_apart,
+    check_apart_within,
     check_device,
     check_device_type,
     check_float,
     check_int,
-    check_not_expanded,
     check_shape,
     check_tensor,
     fail,
@@ -20,7 +20,7 @@ from lpd_ext.ops.launch import Launch
 
 _OP = "group_attention"
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-_HEAD_DIMS = (32, 64, 80, 96, 128)
+HEAD_DIMS = (32, 64, 80, 96, 128)
 _QKV = "[batch, q_len, 3, num_heads, head_dim]"
 _OUT = "[batch, q_len, num_heads * head_dim]"
 _CACHE = "[batch, num_heads, max_kv_len, head_dim]"
@@ -134,8 +134,8 @@ def _arguments(
     batch, q_len, three, num_heads, head_dim = qkv.shape
     if three != 3:
         fail(ValueError, _OP, "qkv", _QKV, f"shape {list(qkv.shape)}")
-    if head_dim not in _HEAD_DIMS:
-        fail(NotImplementedError, _OP, "qkv", f"head_dim in {_HEAD_DIMS}", head_dim)
+    if head_dim not in HEAD_DIMS:
+        fail(NotImplementedError, _OP, "qkv", f"head_dim in {HEAD_DIMS}", head_dim)
     check_device_type(_OP, "qkv", qkv, ("cpu",))
     if qkv.numel() and not qkv[0, 0].is_contiguous():
         fail(ValueError, _OP, "qkv", "last three dimensions contiguous", f"strides {qkv.stride()}")
@@ -176,7 +176,7 @@ def _check_cache_strides(name: str, cache: Tensor) -> None:
         return
     if cache.stride(3) != 1:
         fail(ValueError, _OP, name, "contiguous head_dim", f"strides {cache.stride()}")
-    check_not_expanded(_OP, name, cache)
+    check_apart_within(_OP, name, cache)
 
 
 @torch.library.register_fake("lpd_ext::group_attention")

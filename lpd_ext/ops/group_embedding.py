@@ -7,12 +7,12 @@ from torch import Tensor
 
 from lpd_ext.checks import (
     check_apart,
+    check_apart_within,
     check_device,
     check_device_type,
-    check_float,
     check_int,
     check_norm,
-    check_not_expanded,
+    check_norm_eps,
     check_one_device,
     check_rows,
     check_shape,
@@ -174,7 +174,7 @@ def _arguments(
     check_tensor(_OP, "out", out, (torch.float32,), names, 3)
     copies = out.shape[0] // batch if batch else 1
     check_shape(_OP, "out", out, (max(copies, 1) * batch, rows, dim), names)
-    check_not_expanded(_OP, "out", out)
+    check_apart_within(_OP, "out", out)
     read = {
         "tokens": tokens,
         "order": order,
@@ -188,7 +188,7 @@ def _arguments(
         check_device(_OP, name, tensor, token_emb.device)
         check_rows(_OP, name, tensor)
     check_apart(_OP, {"out": out}, read)
-    check_float(_OP, "norm_eps", norm_eps)
+    check_norm_eps(_OP, norm_eps)
     tables = (token_emb, query_token, pos_embed)
     return tokens, order, *tables, *norm, *context, query_end, norm_eps, out
 

@@ -7,11 +7,11 @@ from torch import Tensor
 
 from lpd_ext.checks import (
     check_apart,
+    check_apart_within,
     check_device,
     check_device_type,
     check_float,
     check_int,
-    check_not_expanded,
     check_range,
     check_shape,
     check_tensor,
@@ -216,7 +216,7 @@ def _arguments_(
     seq_len = tokens.shape[1]
     check_shape(op, "tokens", tokens, (uniform.shape[0], seq_len), "[batch, seq_len]")
     check_device(op, "tokens", tokens, logits.device)
-    check_not_expanded(op, "tokens", tokens)
+    check_apart_within(op, "tokens", tokens)
     check_tensor(op, "positions", positions, (torch.int64,), "[batch, group_size]", 2)
     check_shape(op, "positions", positions, uniform.shape, "[batch, group_size]")
     check_device(op, "positions", positions, logits.device)

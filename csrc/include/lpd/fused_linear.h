@@ -5,14 +5,15 @@
 //   out  = y | gelu(y), exact with erf | out + y
 // The weight is packed once into panels of 32 output features, zeros beyond the last:
 //   float32   [panels, in_features, 32]
-//   bfloat16  [panels, ceil(in_features / 32), 2, 16, 16, 2]: a panel's blocks of 32 input
-//   features,
-//             each two tiles of 16 output features: [pair of inputs, output, input of the pair]
+//   bfloat16  [panels, ceil(in_features / 32), 2, 16, 16, 2]
+// A bfloat16 panel is a sequence of blocks of 32 input features, a block two tiles of 16 output
+// features, and a tile [pair of inputs, output, input of the pair].
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 
+#include "lpd/cpu_variant.h"
 #include "lpd/dtype.h"
 
 namespace lpd {
@@ -52,21 +53,25 @@ int64_t fused_linear_num_blocks(const FusedLinearParams& params);
 int64_t fused_linear_num_rows(const FusedLinearParams& params, int64_t block);
 int64_t fused_linear_num_panels(const FusedLinearParams& params);
 
+// All of a call use one variant, which decides what lies in between.
+
 // Bytes, aligned to 64, for the prepared rows of a block; 0: they are multiplied where they are.
-size_t fused_linear_prepared_size(const FusedLinearParams& params);
+size_t fused_linear_prepared_size(const FusedLinearParams& params, Variant variant);
 
 // Bytes of workspace, aligned to 64, that one call of fused_linear needs.
-size_t fused_linear_workspace_size(const FusedLinearParams& params);
+size_t fused_linear_workspace_size(const FusedLinearParams& params, Variant variant);
 
 // Prepares the rows [begin, end) of a block.
 void fused_linear_prepare(const FusedLinearParams& params,
+                          Variant variant,
                           int64_t block,
                           int64_t begin,
                           int64_t end,
                           std::byte* prepared);
 
-// Multiplies a block, prepared whole, by the panels [begin, end) of the weight.
+// Multiplies a block, prepared whole (nullptr: not at all), by the panels [begin, end).
 void fused_linear(const FusedLinearParams& params,
+                  Variant variant,
                   int64_t block,
                   int64_t begin,
                   int64_t end,

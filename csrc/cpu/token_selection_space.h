@@ -1,4 +1,8 @@
 // Workspace of token_selection, the same for all variants.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
 
 namespace lpd::cpu {
 

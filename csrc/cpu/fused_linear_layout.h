@@ -66,7 +66,7 @@ template <class T>
 inline InputRows<T> input_rows(const FusedLinearParams& params,
                                int64_t block,
                                const std::byte* prepared) {
-  if (fused_linear_prepared_size(params) != 0) {
+  if (prepared != nullptr) {
     const int64_t rows = fused_linear_num_rows(params, block);
     return {reinterpret_cast<const T*>(prepared), kChunk, rows * kChunk};
   }
