@@ -232,6 +232,7 @@ inline void run_pair(const GroupAttentionParams& params,
   std::fill_n(space.maxima, q_len, kNoMaximum);
 
   for (const KeyRun<T>& run : pair.runs) {
+    const bool is_cache = &run == pair.runs;
     for (int64_t first = 0; first < run.count; first += kBlock) {
       const KeyRun<T> block = run.part(first, kBlock);
       const KeyRun<T> coming = first + kBlock < run.count ? run.part(first + kBlock, kBlock)
@@ -241,8 +242,8 @@ inline void run_pair(const GroupAttentionParams& params,
       // Tiles as equal as can be: one of few rows would cost as much as a full one.
       const int64_t rows = q_len - run.first_row, tiles = (rows + kTileRows - 1) / kTileRows;
       for (int64_t tile = 0; tile < tiles; ++tile) {
-        coming.prefetch(tile, tiles, head_dim);
-        if (first == 0 && run.first_row == 0) next.prefetch_rows(tile, tiles, head_dim);
+        if (is_cache) coming.prefetch(tile, tiles, head_dim);
+        if (is_cache && first == 0) next.prefetch_rows(tile, tiles, head_dim);
         const int64_t begin = run.first_row + rows * tile / tiles;
         const int64_t end = run.first_row + rows * (tile + 1) / tiles;
         with_constant<kTileRows>(end - begin,
