@@ -127,9 +127,8 @@ LPD_INLINE Vector fraction(const Vector& x) { return subtract(x, floor_of(x)); }
 // x * 2^floor(n) for n < 128; 0 for n < -126.
 LPD_INLINE Vector scale_by_floor(const Vector& x, const Vector& n) {
   const Vector shifted = add(floor_of(n), broadcast(0x1.8p+23f + 127));
-  const Vector power = each_lane([&](int i) {
-    return std::bit_cast<float>(std::bit_cast<uint32_t>(shifted.lane[i]) << 23);
-  });
+  const Vector power = each_lane(
+      [&](int i) { return std::bit_cast<float>(std::bit_cast<uint32_t>(shifted.lane[i]) << 23); });
   return select(less(n, broadcast(-126.0f)), zero(), multiply(x, power));
 }
 
