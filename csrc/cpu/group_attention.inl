@@ -13,7 +13,7 @@ static_assert(kBlock % (kLanes * kTileVectors) == 0);
 
 struct Space {
   Cutter cutter;
-  float* queries;  // [q_len, head_dim], scaled
+  float* queries;  // [q_len, head_dim], times scale and log2(e)
   float* sums;     // [q_len, head_dim], of weighted values
   float* totals;   // [q_len, kLanes], of weights
   float* maxima;   // [q_len], of scores
@@ -32,12 +32,6 @@ struct Space {
   }
 };
 
-// Values of a block, widened.
-struct Values {
-  const float* rows;
-  int64_t stride;
-};
-
 // Calls function with n, 1 <= n <= kMost, as a constant.
 template <int kMost, class Function>
 inline void with_constant(int64_t n, const Function& function) {
@@ -47,15 +41,15 @@ inline void with_constant(int64_t n, const Function& function) {
   function(std::integral_constant<int, kMost>{});
 }
 
-// Keys behind the last one, up to a full vector, are 0: their scores are computed and not used.
+// Up to a full vector, the last key is repeated: the scores are computed and not used.
 template <class T>
 inline void transpose_keys(const KeyRun<T>& block, int64_t head_dim, float* keys) {
   for (int64_t first = 0; first < block.count; first += kLanes) {
     for (int64_t d = 0; d < head_dim; d += kLanes) {
       Vector rows[kLanes];
       for (int64_t i = 0; i < kLanes; ++i) {
-        const int64_t key = first + i;
-        rows[i] = key < block.count ? load(block.k + key * block.k_stride + d) : zero();
+        const int64_t key = std::min(first + i, block.count - 1);
+        rows[i] = load(block.k + key * block.k_stride + d);
       }
       transpose(rows);
       for (int64_t i = 0; i < kLanes; ++i) store(keys + (d + i) * kBlock + first, rows[i]);
@@ -63,18 +57,18 @@ inline void transpose_keys(const KeyRun<T>& block, int64_t head_dim, float* keys
   }
 }
 
+// Rows far from each other are gathered too: at a stride of some KB they share few cache lines.
 template <class T>
-inline Values widen(const KeyRun<T>& block, int64_t head_dim, float* values) {
+inline const float* gather_values(const KeyRun<T>& block, int64_t head_dim, float* values) {
   if constexpr (std::is_same_v<T, float>) {
-    return {.rows = block.v, .stride = block.v_stride};
-  } else {
-    for (int64_t i = 0; i < block.count; ++i) {
-      for (int64_t d = 0; d < head_dim; d += kLanes) {
-        store(values + i * head_dim + d, load(block.v + i * block.v_stride + d));
-      }
-    }
-    return {.rows = values, .stride = head_dim};
+    if (block.v_stride == head_dim) return block.v;
   }
+  for (int64_t i = 0; i < block.count; ++i) {
+    for (int64_t d = 0; d < head_dim; d += kLanes) {
+      store(values + i * head_dim + d, load(block.v + i * block.v_stride + d));
+    }
+  }
+  return values;
 }
 
 template <int kRows, int kVectors>
@@ -124,7 +118,7 @@ inline void score_few(const float* query,
 template <int kRows, int kVectors>
 inline void value_tile(const float* weights,
                        int64_t count,
-                       const Values& values,
+                       const float* values,
                        const float* factors,
                        int64_t head_dim,
                        float* sums) {
@@ -140,8 +134,7 @@ inline void value_tile(const float* weights,
   for (int64_t key = 0; key < count; ++key) {
     Vector value[kVectors];
 #pragma GCC unroll 8
-    for (int c = 0; c < kVectors; ++c)
-      value[c] = load(values.rows + key * values.stride + c * kLanes);
+    for (int c = 0; c < kVectors; ++c) value[c] = load(values + key * head_dim + c * kLanes);
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
       const Vector weight = broadcast(weights[r * kBlock + key]);
@@ -156,7 +149,7 @@ inline void value_tile(const float* weights,
   }
 }
 
-// Scores become weights, e^(score - maximum); factors: what earlier sums are to be multiplied by.
+// Scores become weights, 2^(score - maximum); factors: what earlier sums are to be multiplied by.
 template <int kRows>
 inline void weigh(float* weights, int64_t count, float* maxima, float* totals, float* factors) {
   const int64_t padded = (count + kLanes - 1) / kLanes * kLanes;
@@ -170,13 +163,13 @@ inline void weigh(float* weights, int64_t count, float* maxima, float* totals, f
     maxima[r] = largest(most);
     changes[r] = before - maxima[r];
   }
-  store(factors, exp_nonpositive(load(changes)));
+  store(factors, exp2_nonpositive(load(changes)));
   for (int r = 0; r < kRows; ++r) {
     float* row = weights + r * kBlock;
     const Vector most = broadcast(maxima[r]);
     Vector total = zero();
     for (int64_t i = 0; i < padded; i += kLanes) {
-      const Vector weight = exp_nonpositive(subtract(load(row + i), most));
+      const Vector weight = exp2_nonpositive(subtract(load(row + i), most));
       store(row + i, weight);
       total = add(total, weight);
     }
@@ -190,7 +183,7 @@ template <int kRows, class T>
 inline void attend(const Space& space,
                    int64_t first_row,
                    const KeyRun<T>& block,
-                   const Values& values,
+                   const float* values,
                    int64_t head_dim) {
   const float* queries = space.queries + first_row * head_dim;
   float* sums = space.sums + first_row * head_dim;
@@ -214,21 +207,24 @@ inline void attend(const Space& space,
   const int64_t columns = head_dim / kLanes;
   for (int64_t i = 0; i < columns; i += kTileVectors) {
     with_constant<kTileVectors>(columns - i, [&](auto n) {
-      const Values part{.rows = values.rows + i * kLanes, .stride = values.stride};
-      value_tile<kRows, n>(space.weights, block.count, part, factors, head_dim, sums + i * kLanes);
+      value_tile<kRows, n>(space.weights, block.count, values + i * kLanes, factors, head_dim,
+                           sums + i * kLanes);
     });
   }
 }
 
 template <class T>
-inline void run_pair(const GroupAttentionParams& params, int64_t number, const Space& space) {
+inline void run_pair(const GroupAttentionParams& params,
+                     const Pair<T>& pair,
+                     const Pair<T>& next,
+                     const Space& space) {
   const int64_t head_dim = params.head_dim, q_len = params.q_len;
-  const Pair<T> pair = append_and_find<T>(params, number);
-  const Vector scale = broadcast(params.scale);
+  append(params, pair);
+  const Vector scale = broadcast(params.scale * 1.44269504f);
   for (int64_t row = 0; row < q_len; ++row) {
     for (int64_t d = 0; d < head_dim; d += kLanes) {
       store(space.queries + row * head_dim + d,
-            multiply(scale, load(pair.q + row * pair.q_stride + d)));
+            multiply(scale, load(pair.q + row * pair.row_stride + d)));
     }
   }
   std::fill_n(space.sums, q_len * head_dim, 0.0f);
@@ -236,16 +232,22 @@ inline void run_pair(const GroupAttentionParams& params, int64_t number, const S
   std::fill_n(space.maxima, q_len, kNoMaximum);
 
   for (const KeyRun<T>& run : pair.runs) {
+    const bool is_cache = &run == pair.runs;
     for (int64_t first = 0; first < run.count; first += kBlock) {
-      KeyRun<T> block = run;
-      block.k += first * run.k_stride;
-      block.v += first * run.v_stride;
-      block.count = std::min(kBlock, run.count - first);
+      const KeyRun<T> block = run.part(first, kBlock);
+      const KeyRun<T> coming = first + kBlock < run.count ? run.part(first + kBlock, kBlock)
+                                                          : next.runs[0].part(0, kBlock);
       if (block.count > kFewKeys) transpose_keys(block, head_dim, space.keys);
-      const Values values = widen(block, head_dim, space.values);
-      for (int64_t row = run.first_row; row < q_len; row += kTileRows) {
-        with_constant<kTileRows>(
-            q_len - row, [&](auto rows) { attend<rows>(space, row, block, values, head_dim); });
+      const float* values = gather_values(block, head_dim, space.values);
+      // Tiles as equal as can be: one of few rows would cost as much as a full one.
+      const int64_t rows = q_len - run.first_row, tiles = (rows + kTileRows - 1) / kTileRows;
+      for (int64_t tile = 0; tile < tiles; ++tile) {
+        if (is_cache) coming.prefetch(tile, tiles, head_dim);
+        if (is_cache && first == 0) next.prefetch_rows(tile, tiles, head_dim);
+        const int64_t begin = run.first_row + rows * tile / tiles;
+        const int64_t end = run.first_row + rows * (tile + 1) / tiles;
+        with_constant<kTileRows>(end - begin,
+                                 [&](auto n) { attend<n>(space, begin, block, values, head_dim); });
       }
     }
   }
@@ -265,7 +267,12 @@ inline void run(const GroupAttentionParams& params,
                 int64_t end,
                 std::byte* workspace) {
   const Space space(params, workspace);
-  for (int64_t number = begin; number < end; ++number) run_pair<T>(params, number, space);
+  Pair<T> pair = find_pair<T>(params, begin);
+  for (int64_t number = begin + 1; number <= end; ++number) {
+    const Pair<T> next = number < end ? find_pair<T>(params, number) : Pair<T>{};
+    run_pair<T>(params, pair, next, space);
+    pair = next;
+  }
 }
 
 }  // namespace

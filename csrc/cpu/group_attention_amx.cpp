@@ -61,6 +61,7 @@ class Tiles {
       uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
     };
     const Config config;
+    __asm__ volatile("" ::"m"(config));  // GCC takes the load for one of the first bytes only
     _tile_loadconfig(&config);
   }
   Tiles(const Tiles&) = delete;
@@ -183,15 +184,13 @@ inline void lay_values(const BFloat16* v,
 
 // 2^x for x <= 0, relative error at most 3e-6; 0 below -126, NaN stays NaN.
 inline Vector exp2_nonpositive(Vector x) {
-  const Mask not_small = _mm512_cmp_ps_mask(x, broadcast(-126.0f), _CMP_NLT_UQ);
-  const Vector n = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-  const Vector f = subtract(x, n);
-  Vector power = broadcast(0.00957010128f);
-  power = multiply_add(power, f, broadcast(0.0559178591f));
-  power = multiply_add(power, f, broadcast(0.240247443f));
-  power = multiply_add(power, f, broadcast(0.693121791f));
-  power = multiply_add(power, f, broadcast(0.999999285f));
-  return _mm512_maskz_scalef_ps(not_small, power, n);
+  const Vector f = fraction(x);
+  Vector power = broadcast(0.0134266848f);
+  power = multiply_add(power, f, broadcast(0.0522424728f));
+  power = multiply_add(power, f, broadcast(0.241280198f));
+  power = multiply_add(power, f, broadcast(0.693044841f));
+  power = multiply_add(power, f, broadcast(1.0f));
+  return scale_by_floor(power, x);
 }
 
 // The scores of `rows` rows become weights; what was summed under another maximum is scaled.
@@ -248,12 +247,12 @@ inline void weigh(const Space& space,
   }
 }
 
-void run_pair(const GroupAttentionParams& params, int64_t number, const Space& space) {
+void run_pair(const GroupAttentionParams& params, const Pair<BFloat16>& pair, const Space& space) {
   const int64_t head_dim = params.head_dim, q_len = params.q_len;
+  append(params, pair);
   const int64_t head_steps = steps(head_dim), padded_dim = head_steps * kStep;
-  const Pair<BFloat16> pair = append_and_find<BFloat16>(params, number);
   for (int64_t row = 0; row < q_len; ++row) {
-    std::memcpy(space.queries + row * padded_dim, pair.q + row * pair.q_stride,
+    std::memcpy(space.queries + row * padded_dim, pair.q + row * pair.row_stride,
                 head_dim * sizeof(BFloat16));
   }
   std::fill_n(space.sums, q_len * head_dim, 0.0f);
@@ -301,7 +300,9 @@ void group_attention(const GroupAttentionParams& params,
   std::fill_n(space.queries, (params.q_len + kRows - 1) * steps(params.head_dim) * kStep,
               BFloat16{0});
   const Tiles tiles;
-  for (int64_t number = begin; number < end; ++number) run_pair(params, number, space);
+  for (int64_t number = begin; number < end; ++number) {
+    run_pair(params, find_pair<BFloat16>(params, number), space);
+  }
 }
 
 }  // namespace lpd::cpu::amx

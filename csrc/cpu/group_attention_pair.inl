@@ -3,6 +3,22 @@
 
 namespace {
 
+// Asks for part `part` of `parts` of some rows before they are needed, so that memory works while
+// products are computed.
+template <class T>
+inline void prefetch_part(const T* rows,
+                          int64_t stride,
+                          int64_t count,
+                          int64_t head_dim,
+                          int64_t part,
+                          int64_t parts) {
+  constexpr int64_t kLine = 64 / sizeof(T);
+  __asm__ volatile("");  // or GCC drops the call, as one that does nothing
+  for (int64_t i = count * part / parts; i < count * (part + 1) / parts; ++i) {
+    for (int64_t d = 0; d < head_dim; d += kLine) __builtin_prefetch(rows + i * stride + d);
+  }
+}
+
 // Keys and values of one stride; rows [first_row, q_len) see all of them.
 template <class T>
 struct KeyRun {
@@ -12,20 +28,44 @@ struct KeyRun {
   int64_t v_stride;
   int64_t count;
   int64_t first_row;
+
+  // At most so many keys from `first` on.
+  KeyRun part(int64_t first, int64_t most) const {
+    KeyRun result = *this;
+    result.k += first * k_stride;
+    result.v += first * v_stride;
+    result.count = std::min(most, count - first);
+    return result;
+  }
+
+  void prefetch(int64_t part, int64_t parts, int64_t head_dim) const {
+    prefetch_part(k, k_stride, count, head_dim, part, parts);
+    prefetch_part(v, v_stride, count, head_dim, part, parts);
+  }
 };
 
 template <class T>
 struct Pair {
   const T* q;
-  int64_t q_stride;
+  const T* k;
+  const T* v;
+  int64_t row_stride;  // of q, k and v
+  int64_t num_rows;
+  T* k_slots;  // of the caches, for the context rows
+  T* v_slots;
   KeyRun<T> runs[2];  // the cache with the context rows, then the queries of this step
   T* out;
   int64_t out_stride;
+
+  void prefetch_rows(int64_t part, int64_t parts, int64_t head_dim) const {
+    for (const T* rows : {q, k, v}) {
+      prefetch_part(rows, row_stride, num_rows, head_dim, part, parts);
+    }
+  }
 };
 
-// Appends the context rows to the caches.
 template <class T>
-inline Pair<T> append_and_find(const GroupAttentionParams& params, int64_t number) {
+inline Pair<T> find_pair(const GroupAttentionParams& params, int64_t number) {
   const int64_t image = number / params.num_heads, head = number % params.num_heads;
   const int64_t head_dim = params.head_dim, row_stride = params.qkv_row_stride;
   const T* q =
@@ -36,14 +76,14 @@ inline Pair<T> append_and_find(const GroupAttentionParams& params, int64_t numbe
                head * params.k_strides.head;
   T* v_cache = static_cast<T*>(params.v_cache) + image * params.v_strides.batch +
                head * params.v_strides.head;
-  for (int64_t i = 0; i < params.context_len; ++i) {
-    const int64_t slot = params.cache_len + i;
-    std::memcpy(k_cache + slot * params.k_strides.row, k + i * row_stride, head_dim * sizeof(T));
-    std::memcpy(v_cache + slot * params.v_strides.row, v + i * row_stride, head_dim * sizeof(T));
-  }
   return {
       .q = q,
-      .q_stride = row_stride,
+      .k = k,
+      .v = v,
+      .row_stride = row_stride,
+      .num_rows = params.q_len,
+      .k_slots = k_cache + params.cache_len * params.k_strides.row,
+      .v_slots = v_cache + params.cache_len * params.v_strides.row,
       .runs = {{.k = k_cache,
                 .v = v_cache,
                 .k_stride = params.k_strides.row,
@@ -60,6 +100,16 @@ inline Pair<T> append_and_find(const GroupAttentionParams& params, int64_t numbe
           static_cast<T*>(params.out) + (image * params.q_len * params.num_heads + head) * head_dim,
       .out_stride = params.num_heads * head_dim,
   };
+}
+
+// Appends the context rows to the caches.
+template <class T>
+inline void append(const GroupAttentionParams& params, const Pair<T>& pair) {
+  const size_t bytes = params.head_dim * sizeof(T);
+  for (int64_t i = 0; i < params.context_len; ++i) {
+    std::memcpy(pair.k_slots + i * params.k_strides.row, pair.k + i * pair.row_stride, bytes);
+    std::memcpy(pair.v_slots + i * params.v_strides.row, pair.v + i * pair.row_stride, bytes);
+  }
 }
 
 // Cuts a workspace into parts, each at a cache line; without a workspace it only counts.

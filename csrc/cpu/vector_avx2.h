@@ -96,6 +96,14 @@ inline Vector scale_by_power_of_two(Vector x, Vector shifted, Vector shift) {
       _mm256_add_epi32(_mm256_castps_si256(x), _mm256_slli_epi32(exponent, 23)));
 }
 
+inline Vector fraction(Vector x) { return subtract(x, _mm256_floor_ps(x)); }
+inline Vector scale_by_floor(Vector x, Vector n) {
+  const __m256i exponent = _mm256_cvtps_epi32(_mm256_floor_ps(n));
+  const __m256i power = _mm256_slli_epi32(_mm256_add_epi32(exponent, _mm256_set1_epi32(127)), 23);
+  const Vector scaled = multiply(x, _mm256_castsi256_ps(power));
+  return _mm256_andnot_ps(less(n, broadcast(-126.0f)), scaled);
+}
+
 inline float sum(Vector x) {
   const __m128 four = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
   const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));

@@ -83,6 +83,13 @@ inline Vector scale_by_power_of_two(Vector x, Vector shifted, Vector shift) {
       _mm512_add_epi32(_mm512_castps_si512(x), _mm512_slli_epi32(exponent, 23)));
 }
 
+inline Vector fraction(Vector x) {
+  return _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+}
+inline Vector scale_by_floor(Vector x, Vector n) {
+  return _mm512_maskz_scalef_ps(_mm512_cmp_ps_mask(n, broadcast(-126.0f), _CMP_NLT_UQ), x, n);
+}
+
 inline float sum(Vector x) { return _mm512_reduce_add_ps(x); }
 inline float largest(Vector x) { return _mm512_reduce_max_ps(x); }
 

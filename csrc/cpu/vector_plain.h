@@ -118,6 +118,20 @@ LPD_INLINE Vector scale_by_power_of_two(const Vector& x,
   });
 }
 
+// x - floor(x), for x > -2^22.
+LPD_INLINE Vector floor_of(const Vector& x) {
+  const Lanes shift = broadcast(0x1.8p+23f).lane, nearest = x.lane + shift - shift;
+  return {nearest > x.lane ? nearest - 1.0f : nearest};
+}
+LPD_INLINE Vector fraction(const Vector& x) { return subtract(x, floor_of(x)); }
+// x * 2^floor(n) for n < 128; 0 for n < -126.
+LPD_INLINE Vector scale_by_floor(const Vector& x, const Vector& n) {
+  const Vector shifted = add(floor_of(n), broadcast(0x1.8p+23f + 127));
+  const Vector power = each_lane(
+      [&](int i) { return std::bit_cast<float>(std::bit_cast<uint32_t>(shifted.lane[i]) << 23); });
+  return select(less(n, broadcast(-126.0f)), zero(), multiply(x, power));
+}
+
 LPD_INLINE float sum(const Vector& x) {
   float total = x.lane[0];
   for (int i = 1; i < kLanes; ++i) total += x.lane[i];
