@@ -8,6 +8,7 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
+_MAX_FLOAT32 = torch.finfo(torch.float32).max
 _MAX_CELLS = 2**31 - 1  # positions are 32-bit in the kernels
 
 
@@ -87,7 +88,7 @@ def check_apart_within(op: str, argument: str, value: Tensor) -> None:
 def check_norm_eps(op: str, norm_eps: float) -> None:
     """Demand what may be added to a variance."""
     check_float(op, "norm_eps", norm_eps)
-    if not 0 <= norm_eps < float("inf"):
+    if not 0 <= norm_eps <= _MAX_FLOAT32:
         fail(ValueError, op, "norm_eps", "a finite number of at least 0", norm_eps)
 
 

@@ -101,6 +101,30 @@ def test_overlap_is_refused(x, out):
         fused_linear(**inputs)
 
 
+def test_overlap_is_refused_beside_parameters():
+    # A norm's own parameters are what a caller has at hand.
+    norm = torch.nn.LayerNorm(64)
+    x = torch.randn(1, 3, 64)
+    packed = pack_linear(torch.randn(64, 64))
+    with torch.no_grad(), pytest.raises(ValueError, match="argument `out`: expected memory apart"):
+        fused_linear(x, packed, norm=(norm.weight, norm.bias), out=x)
+
+
+def test_rows_of_out_that_overlap_each_other_are_refused():
+    inputs = {**small(norm=False), "epilogue": "none"}
+    rows, features = inputs["out"].shape[1:]
+    buffer = torch.zeros(features + 16 * (rows - 1))
+    inputs["out"] = buffer.unfold(0, features, 16)[None].expand(inputs["out"].shape)
+    with pytest.raises(ValueError, match="argument `out`: expected no expanded dimension and no"):
+        fused_linear(**inputs)
+
+
+@pytest.mark.parametrize("eps", [-1.0, float("inf"), 10**400], ids=["-1", "inf", "huge"])
+def test_an_eps_that_is_none_is_refused(eps):
+    with pytest.raises(ValueError, match="argument `norm_eps`: expected a finite number"):
+        fused_linear(**{**small(), "norm_eps": eps})
+
+
 def test_neighbours_in_one_buffer_do_not_overlap():
     inputs = small()
     expected = fused_linear(**{**inputs, "out": inputs["out"].clone()})

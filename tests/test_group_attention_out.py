@@ -105,6 +105,15 @@ def test_the_operator_itself_refuses_a_wrong_out(device, change):
         )
 
 
+@pytest.mark.parametrize("head_dim", [8, 24, 40])
+def test_the_operator_itself_refuses_a_head_dim_that_fills_no_register(device, head_dim):
+    # The kernels would write behind the rows.
+    qkv = torch.zeros(1, 4, 3, 2, head_dim, device=device)
+    k_cache, v_cache = torch.zeros(2, 1, 2, 8, head_dim, device=device)
+    with pytest.raises(RuntimeError, match="argument `qkv`: expected a head_dim"):
+        torch.ops.lpd_ext.group_attention(qkv, k_cache, v_cache, 0, 2, 1.0)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_nan_of_a_query_stays_with_the_queries(device, variant, dtype):
     # Context rows stand in one tile with query rows; a weight of 0 times NaN would be NaN.

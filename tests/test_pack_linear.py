@@ -149,3 +149,20 @@ def test_packing_again_without_a_bias_adds_nothing():
 def test_packing_no_outputs():
     with pytest.raises(ValueError, match="argument `weight`: expected at least one output"):
         pack_linear(torch.randn(0, 48))
+
+
+@pytest.mark.parametrize("default", [torch.float64, torch.bfloat16], ids=str)
+def test_the_bias_is_float32_whatever_torch_s_default(default):
+    weight = torch.randn(40, 48)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(default)
+    try:
+        packed = pack_linear(weight)
+    finally:
+        torch.set_default_dtype(before)
+    assert packed.bias.dtype == torch.float32
+
+
+def test_a_bias_elsewhere_is_refused():
+    with pytest.raises(ValueError, match="argument `bias`: expected device cpu, got meta"):
+        pack_linear(torch.randn(40, 48), torch.randn(40, device="meta"))

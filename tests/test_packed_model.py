@@ -1,5 +1,7 @@
 """Packed weights: which changes of a model are noticed, which models are refused."""
 
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from test_plan import call
 from tiny_pipeline import tiny_pipeline
 from torch import nn
 
-from lpd_ext import LPD, DecodePlan, decode
+from lpd_ext import LPD, DecodePlan, LPDConfig, decode
 from lpd_ext.packed_model import PackedModel, can_pack
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -184,7 +186,7 @@ def no_bias(model):
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        (head_of_other_shape, r"head\.weight of shape \[19, 64\].*got \[24, 64\]"),
+        (head_of_other_shape, r"a head of 19 outputs, the vocabulary, got 24"),
         (no_bias, r"blocks\.0\.attn\.qkv\.bias of shape \[192\].*got None"),
     ],
 )
@@ -315,3 +317,41 @@ def tensors_in(value):
         for name, item in vars(value).items():
             if name not in skipped:
                 yield from tensors_in(item)
+
+
+def test_another_eps_is_refused(model):
+    # Plans know one eps: another would be dropped without a word.
+    model.blocks[0].norm2.eps = 1e-3
+    with pytest.raises(ValueError, match=r"`model`: expected eps = 1e-06 at .blocks\.0\.norm2"):
+        DecodePlan(model, 1, SIZES)
+
+
+def test_a_head_dim_without_a_kernel_is_refused_before_anything_is_packed():
+    config = LPDConfig(grid=(2, 2), dim=48, depth=1, num_heads=1, vocab_size=8, num_classes=2)
+    with pytest.raises(NotImplementedError, match="argument `model`: expected head_dim in"):
+        DecodePlan(LPD(config).eval(), 1, [1, 3])
+    assert not can_pack(LPD(config).eval())
+
+
+def test_plans_that_share_weights_take_turns(model):
+    # One would renew the weights while the other reads them.
+    packed = PackedModel(model, torch.float32)
+    one, other = (DecodePlan(model, size, SIZES, packed=packed) for size in (1, 2))
+    seen = []
+
+    def progress(*_):
+        seen.append("a")
+        if len(seen) == 1:
+            thread.start()
+        thread.join(0.05)
+
+    arguments = {
+        name: value[:1] if isinstance(value, torch.Tensor) else value
+        for name, value in call().items()
+    }
+    thread = threading.Thread(
+        target=lambda: other(**arguments, progress=lambda *_: seen.append("b"))
+    )
+    one(**arguments, progress=progress)
+    thread.join()
+    assert seen == ["a"] * len(SIZES) + ["b"] * len(SIZES)

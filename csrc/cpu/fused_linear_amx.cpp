@@ -10,8 +10,6 @@
 LPD_TARGET_BEGIN(LPD_AVX512)
 namespace lpd::cpu::avx512 {
 
-#include "vector_math.inl"
-//
 #include "layer_norm.inl"
 //
 #include "fused_linear_ends.inl"

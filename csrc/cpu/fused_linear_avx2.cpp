@@ -8,8 +8,6 @@ namespace lpd::cpu::avx2 {
 
 constexpr int kTileRows = 5;
 
-#include "vector_math.inl"
-//
 #include "layer_norm.inl"
 //
 #include "fused_linear_ends.inl"

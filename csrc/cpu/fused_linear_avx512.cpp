@@ -8,8 +8,6 @@ namespace lpd::cpu::avx512 {
 
 constexpr int kTileRows = 12;
 
-#include "vector_math.inl"
-//
 #include "layer_norm.inl"
 //
 #include "fused_linear_ends.inl"

@@ -6,8 +6,6 @@ namespace lpd::cpu::plain {
 
 constexpr int kTileRows = 2;
 
-#include "vector_math.inl"
-//
 #include "layer_norm.inl"
 //
 #include "fused_linear_ends.inl"
