@@ -11,8 +11,8 @@
 
 namespace lpd::cpu {
 
-// Rows that go over a panel of the weight together: enough to hide the reading of it behind
-// arithmetic.
+// Rows that go over a panel of the weight together: enough that reading it takes less time than the
+// arithmetic, and all rows of LPD-L with guidance up to a batch of 4 in one block.
 constexpr int64_t kRowBlock = 384;
 // Input features that are multiplied at a time.
 constexpr int64_t kBlock = 32;
@@ -21,7 +21,7 @@ constexpr int64_t kBlock = 32;
 // written.
 constexpr int64_t kChunkBlocks = 8;
 constexpr int64_t kChunk = kChunkBlocks * kBlock;
-// Up to so many rows are multiplied where they are.
+// Up to so many rows are multiplied where they are: they touch few pages.
 constexpr int64_t kInPlaceRows = 64;
 
 inline int64_t num_panels(const FusedLinearParams& params) {
