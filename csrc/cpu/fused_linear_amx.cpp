@@ -1,8 +1,8 @@
 // fused_linear with AMX, for weights in bfloat16. Two by two tiles, of up to 16 rows and 16 output
 // features each, go down a stretch of a panel and leave their sums in memory for the next stretch:
-// a stretch of the weight stays in the first level cache for all passes over the rows, a stretch of
-// the inputs in the second level cache for a group of panels. With few rows reading the weight is
-// what takes time: the stretch that comes next is fetched while this one is multiplied.
+// the stretch of the weight and that of the inputs, which a group of panels shares, then stay in
+// the second level cache. With few rows reading the weight is what takes time: the stretch that
+// comes next is fetched while this one is multiplied.
 #include "fused_linear_layout.h"
 #include "vector_avx512.h"
 
@@ -24,7 +24,7 @@ constexpr int64_t kTileRows = 16;
 constexpr int64_t kPassRows = 2 * kTileRows;
 constexpr int64_t kWeights = kBlock * kPanel;  // of a panel's block of inputs
 constexpr int64_t kLineBytes = 64;
-constexpr int64_t kStretch = 16;     // blocks of inputs; one pass alone takes all at once
+constexpr int64_t kStretch = 32;     // blocks of inputs; one pass alone takes all at once
 constexpr int64_t kGroupPanels = 8;  // panels that share a stretch of the inputs
 constexpr int64_t kPassSums = kPassRows * kPanel;
 constexpr int64_t kMaxSums = kGroupPanels * (kRowBlock / kPassRows) * kPassSums;
