@@ -1,32 +1,27 @@
 """The loops and chains that benchmarks compare against compute what the package computes."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from test_decode import CONFIG as SMALL_CONFIG
+from test_decode import SIZES, spread_model
 
-from lpd_ext import LPD, LPDConfig, decode, group_attention, group_order, token_selection
+from lpd_ext import decode, group_attention, group_order, token_selection
 
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
 from published_loop import block_causal_mask, published_loop, published_sampling
 from sdpa_loop import SDPALoop, sdpa_on_slices
 from torch_chain import torch_chain
 
-SIZES = [1, 3, 5, 7]
-CONFIG = LPDConfig(
-    grid=(4, 4), dim=64, depth=2, num_heads=2, vocab_size=50, num_classes=3, mlp_ratio=2
-)
+CONFIG = replace(SMALL_CONFIG, vocab_size=50)
 
 
 @pytest.fixture(scope="module")
 def model():
-    torch.manual_seed(0)
-    model = LPD(CONFIG).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():  # spread the logits: near-ties would prove nothing
-            parameter.mul_(4) if parameter.ndim >= 2 else None
-    return model
+    return spread_model(CONFIG)
 
 
 def run_published(model, labels, order, **options):

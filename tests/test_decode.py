@@ -18,14 +18,19 @@ CONFIG = LPDConfig(
 )
 
 
-@pytest.fixture(scope="module")
-def model():
+def spread_model(config):
+    """Random weights, logits spread wide: near-ties would prove nothing."""
     torch.manual_seed(0)
-    model = LPD(CONFIG).eval()
+    model = LPD(config).eval()
     with torch.no_grad():
-        for parameter in model.parameters():  # spread the logits: near-ties would prove nothing
+        for parameter in model.parameters():
             parameter.mul_(4) if parameter.ndim >= 2 else None
     return model
+
+
+@pytest.fixture(scope="module")
+def model():
+    return spread_model(CONFIG)
 
 
 def request(batch=4, seed=0, **options):

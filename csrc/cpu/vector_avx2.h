@@ -64,7 +64,6 @@ inline Vector maximum(Vector a, Vector b) { return _mm256_max_ps(a, b); }
 
 inline Mask less(Vector a, Vector b) { return _mm256_cmp_ps(a, b, _CMP_LT_OQ); }
 inline Mask at_least(Vector a, Vector b) { return _mm256_cmp_ps(a, b, _CMP_GE_OQ); }
-inline Mask unordered(Vector a, Vector b) { return _mm256_cmp_ps(a, b, _CMP_UNORD_Q); }
 inline Vector select(Mask mask, Vector yes, Vector no) { return _mm256_blendv_ps(no, yes, mask); }
 inline Mask both(Mask a, Mask b) { return _mm256_and_ps(a, b); }
 inline bool all(Mask mask) { return _mm256_movemask_ps(mask) == 0xff; }

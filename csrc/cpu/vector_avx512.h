@@ -63,7 +63,6 @@ inline Vector maximum(Vector a, Vector b) { return _mm512_max_ps(a, b); }
 
 inline Mask less(Vector a, Vector b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
 inline Mask at_least(Vector a, Vector b) { return _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ); }
-inline Mask unordered(Vector a, Vector b) { return _mm512_cmp_ps_mask(a, b, _CMP_UNORD_Q); }
 inline Vector select(Mask mask, Vector yes, Vector no) {
   return _mm512_mask_blend_ps(mask, no, yes);
 }

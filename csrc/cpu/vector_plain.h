@@ -76,12 +76,6 @@ LPD_INLINE Mask at_least(const Vector& a, const Vector& b) {
   for (int i = 0; i < kLanes; ++i) mask.lane[i] = a.lane[i] >= b.lane[i];
   return mask;
 }
-// Where either is NaN.
-LPD_INLINE Mask unordered(const Vector& a, const Vector& b) {
-  Mask mask;
-  for (int i = 0; i < kLanes; ++i) mask.lane[i] = a.lane[i] != a.lane[i] || b.lane[i] != b.lane[i];
-  return mask;
-}
 LPD_INLINE Vector select(const Mask& mask, const Vector& yes, const Vector& no) {
   return each_lane([&](int i) { return mask.lane[i] ? yes.lane[i] : no.lane[i]; });
 }
