@@ -168,8 +168,10 @@ class PlanBuffers:
         return self._rows(self._attended, step)
 
     def hidden(self, step: int) -> Tensor:
-        """Rows inside the MLP ``[sequences, q_len, mlp_ratio * dim]``."""
-        return self._rows(self._hidden, step)
+        """Rows inside the MLP, in blocks of 32 features where these are whole."""
+        rows = self._rows(self._hidden, step)
+        sequences, q_len, width = rows.shape
+        return rows if width % 32 else rows.view(width // 32, sequences, q_len, 32)
 
     def logits(self, step: int) -> Tensor:
         """Logits ``[sequences, group_size, vocab_size]``."""

@@ -51,9 +51,9 @@ size_t fused_linear_prepared_size(const FusedLinearParams& params, Variant varia
   const bool narrow = use_amx(params, variant);  // as the product wants the rows
   const bool as_wanted = params.norm_weight == nullptr && params.in_features % kBlock == 0 &&
                          rows_are_even(params) && narrow == (params.dtype == Dtype::kBFloat16);
-  if (as_wanted && total_rows(params) <= kInPlaceRows) return 0;
-  const int64_t chunks = (params.in_features + kChunk - 1) / kChunk;
-  const int64_t elements = fused_linear_num_rows(params, 0) * chunks * kChunk;
+  const bool in_place = total_rows(params) <= kInPlaceRows || params.x_block_stride != kBlock;
+  if (as_wanted && in_place) return 0;
+  const int64_t elements = fused_linear_num_rows(params, 0) * num_blocks(params) * kBlock;
   return static_cast<size_t>(elements) * (narrow ? sizeof(BFloat16) : sizeof(float));
 }
 

@@ -28,6 +28,12 @@ constexpr int64_t kStretch = 32;     // blocks of inputs; one pass alone takes a
 constexpr int64_t kGroupPanels = 8;  // panels that share a stretch of the inputs
 constexpr int64_t kPassSums = kPassRows * kPanel;
 constexpr int64_t kMaxSums = kGroupPanels * (kRowBlock / kPassRows) * kPassSums;
+// The first store of a tile after about a microsecond without one holds everything up for 0.3 us
+// (measured on a Xeon with AMX); a store now and then, to a place that nobody reads, avoids that.
+constexpr int64_t kStoreBlocks = 4;  // from one such store to the next
+constexpr int64_t kUnread = kTileRows * kTileRows;
+constexpr int64_t kStreams = 8;      // places that the next stretch is fetched from in turn
+constexpr int64_t kBlocksAhead = 2;  // how far ahead a pass that is alone fetches
 
 // The rows of a pass, in one or two tiles. All passes over a row block have as many, so that the
 // tiles are configured once: the last pass begins early and repeats some rows.
@@ -104,6 +110,7 @@ inline void multiply(const Pass& pass,
                      bool begins,
                      Prefetch& prefetch,
                      Pending& pending,
+                     float* unread,
                      float* sums) {
   constexpr int64_t kSumBytes = kPanel * sizeof(float);
   const int64_t row_bytes = rows.row_stride * static_cast<int64_t>(sizeof(BFloat16));
@@ -122,19 +129,19 @@ inline void multiply(const Pass& pass,
     }
   }
   for (int64_t block = 0; block < num_blocks; ++block) {
-    _tile_loadd(6, stretch + block * kWeights, kLineBytes);
     const BFloat16* upper = rows.at(row, first_block + block);
+    const BFloat16* left = stretch + block * kWeights;
     _tile_loadd(4, upper, row_bytes);
+    _tile_loadd(6, left, kLineBytes);
+    if constexpr (kTwoTiles) _tile_loadd(5, upper + pass.upper * rows.row_stride, row_bytes);
+    _tile_loadd(7, left + kWeights / 2, kLineBytes);
     _tile_dpbf16ps(0, 4, 6);
-    _tile_loadd(7, stretch + block * kWeights + kWeights / 2, kLineBytes);
-    _tile_dpbf16ps(1, 4, 7);
+    if constexpr (kTwoTiles) _tile_dpbf16ps(2, 5, 6);
     prefetch.slot();
     pending.finish_one();
-    if constexpr (kTwoTiles) {
-      _tile_loadd(5, upper + pass.upper * rows.row_stride, row_bytes);
-      _tile_dpbf16ps(2, 5, 6);
-      _tile_dpbf16ps(3, 5, 7);
-    }
+    _tile_dpbf16ps(1, 4, 7);
+    if constexpr (kTwoTiles) _tile_dpbf16ps(3, 5, 7);
+    if (block % kStoreBlocks == kStoreBlocks - 1) _tile_stored(4, unread, kLineBytes);
   }
   _tile_stored(0, sums, kSumBytes);
   _tile_stored(1, sums + kTileRows, kSumBytes);
@@ -186,14 +193,17 @@ class BlockProduct {
   void run_stretch(int64_t panel, int64_t first, const BFloat16* next, float* sums) {
     const int64_t blocks = std::min(stretch_, num_blocks_ - first);
     const bool ends = first + blocks == num_blocks_;
+    const bool alone = pass_.count == 1;
     // A pass that is alone leaves no time before the next stretch: fetch just ahead of it.
-    if (pass_.count == 1) next = weights(panel, first) + kWeights;
-    Prefetch prefetch(next, blocks * kWeights * sizeof(BFloat16), pass_.count * blocks);
+    if (alone) next = weights(panel, first + kBlocksAhead);
+    Prefetch prefetch(next, blocks * kWeights * sizeof(BFloat16), pass_.count * blocks,
+                      alone ? 1 : kStreams);
     for (int64_t row = 0; row < out_.count(); row += pass_.rows, sums += kPassSums) {
       const int64_t from = std::min(row, out_.count() - pass_.rows);
       (pass_.lower() > 0 ? multiply<true> : multiply<false>)(pass_, rows_, from, first,
                                                              weights(panel, first), blocks,
-                                                             first == 0, prefetch, pending_, sums);
+                                                             first == 0, prefetch, pending_,
+                                                             sums_ + kMaxSums, sums);
       if (!ends) continue;
       pending_.finish_all();
       pending_.set(out_.from(row), from + pass_.rows - row, panel, sums + (row - from) * kPanel);
@@ -218,7 +228,7 @@ void fused_linear_prepare(const FusedLinearParams& params,
   avx512::prepare<BFloat16>(params, block, begin, end, prepared);
 }
 
-size_t fused_linear_workspace_size() { return kMaxSums * sizeof(float); }
+size_t fused_linear_workspace_size() { return (kMaxSums + kUnread) * sizeof(float); }
 
 void fused_linear(const FusedLinearParams& params,
                   int64_t block,

@@ -1,22 +1,23 @@
 // Prologue and epilogue of fused_linear, for the namespace and target of the including file.
 
 // Writes a row as the product takes it: normalised or copied, padded with zeros to whole blocks,
-// in chunks that lie chunk_stride apart.
+// which lie block_stride apart.
 template <class Source, class Prepared>
 inline void prepare_row(const FusedLinearParams& params,
                         const Source* x,
                         Prepared* prepared,
-                        int64_t chunk_stride) {
+                        int64_t block_stride) {
   const int64_t n = params.in_features;
-  const auto load_at = [&](int64_t i) { return load(x + i); };
+  const auto from = [&](int64_t i) { return x + i / kBlock * params.x_block_stride + i % kBlock; };
+  const auto load_at = [&](int64_t i) { return load(from(i)); };
   const auto store_at = [&](int64_t i, Vector y) {
-    store(prepared + i / kChunk * chunk_stride + i % kChunk, y);
+    store(prepared + i / kBlock * block_stride + i % kBlock, y);
   };
   if (params.norm_weight != nullptr) {
     layer_norm(n, params.norm_weight, params.norm_bias, params.norm_eps, load_at, store_at);
   } else if constexpr (std::is_same_v<Source, Prepared>) {
-    for (int64_t i = 0; i < n; i += kChunk) {
-      std::copy_n(x + i, std::min(kChunk, n - i), prepared + i / kChunk * chunk_stride);
+    for (int64_t i = 0; i < n; i += kBlock) {
+      std::copy_n(from(i), std::min(kBlock, n - i), prepared + i / kBlock * block_stride);
     }
   } else {
     for (int64_t i = 0; i < n; i += kLanes) store_at(i, load_at(i));
@@ -32,11 +33,11 @@ inline void prepare_rows(const FusedLinearParams& params,
                          std::byte* prepared) {
   const Source* x = static_cast<const Source*>(params.x);
   Prepared* rows = reinterpret_cast<Prepared*>(prepared);
-  const int64_t chunk_stride = fused_linear_num_rows(params, block) * kChunk;
+  const int64_t block_stride = fused_linear_num_rows(params, block) * kBlock;
   for (int64_t i = begin; i < end; ++i) {
     const int64_t row = block * kRowBlock + i;
     prepare_row(params, x + row_offset(params, row, params.x_batch_stride, params.x_row_stride),
-                rows + i * kChunk, chunk_stride);
+                rows + i * kBlock, block_stride);
   }
 }
 
@@ -86,7 +87,7 @@ inline void finish_row_as(const FusedLinearParams& params,
                           const float* sums) {
   const int64_t first = panel * kPanel;
   const int64_t count = std::min(kPanel, params.out_features - first);
-  Out* const begin = reinterpret_cast<Out*>(out) + first;
+  Out* const begin = reinterpret_cast<Out*>(out) + panel * params.out_block_stride;
   Out* to = begin;
   Out padded[kPanel];
   if (count < kPanel) {  // the last panel: finish a full one beside the output

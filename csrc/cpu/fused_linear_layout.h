@@ -14,14 +14,8 @@ namespace lpd::cpu {
 // Rows that go over a panel of the weight together: enough that reading it takes less time than the
 // arithmetic, and all rows of LPD-L with guidance up to a batch of 4 in one block.
 constexpr int64_t kRowBlock = 384;
-// Input features that are multiplied at a time.
-constexpr int64_t kBlock = 32;
-// Prepared rows are padded with zeros to whole blocks and lie as [chunk of inputs][row][kChunk]:
-// whole rows would touch a page each where they are multiplied, single blocks where they are
-// written.
-constexpr int64_t kChunkBlocks = 8;
-constexpr int64_t kChunk = kChunkBlocks * kBlock;
-// Up to so many rows are multiplied where they are: they touch few pages.
+// Up to so many whole rows are multiplied where they are: they touch few pages. More are first laid
+// in blocks, padded with zeros to whole ones.
 constexpr int64_t kInPlaceRows = 64;
 
 inline int64_t num_panels(const FusedLinearParams& params) {
@@ -54,11 +48,10 @@ template <class T>
 struct InputRows {
   const T* first;
   int64_t row_stride;
-  int64_t chunk_stride;
+  int64_t block_stride;
 
   const T* at(int64_t row, int64_t block) const {
-    return first + row * row_stride + block / kChunkBlocks * chunk_stride +
-           block % kChunkBlocks * kBlock;
+    return first + row * row_stride + block * block_stride;
   }
 };
 
@@ -68,10 +61,10 @@ inline InputRows<T> input_rows(const FusedLinearParams& params,
                                const std::byte* prepared) {
   if (prepared != nullptr) {
     const int64_t rows = fused_linear_num_rows(params, block);
-    return {reinterpret_cast<const T*>(prepared), kChunk, rows * kChunk};
+    return {reinterpret_cast<const T*>(prepared), kBlock, rows * kBlock};
   }
   return {static_cast<const T*>(params.x) + block * kRowBlock * params.x_row_stride,
-          params.x_row_stride, kChunk};
+          params.x_row_stride, params.x_block_stride};
 }
 
 // The rows of a block's output.
@@ -95,26 +88,39 @@ class OutputRows {
   std::byte* rows_[kRowBlock];
 };
 
-// Fetches the part of the weight that comes next into the second level cache, some lines at a time:
-// with few rows reading the weight is what takes time, and it goes on while this part is
-// multiplied.
+// Fetches a part of the weight into the second level cache, some lines at a time: with few rows
+// reading the weight is what takes time, and it goes on while another part is multiplied. The lines
+// are taken from `streams` places in turn: the prefetcher of the hardware runs ahead in each, and
+// the requests made here find more of their lines already there.
 class Prefetch {
  public:
-  Prefetch(const void* next, int64_t bytes, int64_t slots)
-      : line_(static_cast<const char*>(next)),
-        end_(line_ + bytes),
-        bytes_per_slot_(bytes / slots + kLineBytes) {}
+  Prefetch(const void* begin, int64_t bytes, int64_t slots, int64_t streams)
+      : line_(static_cast<const char*>(begin)),
+        streams_(streams),
+        stride_(bytes / streams),
+        left_(bytes / kLineBytes),
+        per_slot_(left_ / slots + 1) {}
 
   LPD_INLINE void slot() {
-    const char* until = std::min(end_, line_ + bytes_per_slot_);
-    for (; line_ < until; line_ += kLineBytes) __builtin_prefetch(line_, 0, /*locality=*/2);
+    const int64_t count = std::min(left_, per_slot_);
+    left_ -= count;
+    for (int64_t i = 0; i < count; ++i) {
+      __builtin_prefetch(line_ + stream_ * stride_, 0, /*locality=*/2);
+      if (++stream_ == streams_) {
+        stream_ = 0;
+        line_ += kLineBytes;
+      }
+    }
   }
 
  private:
   static constexpr int64_t kLineBytes = 64;
   const char* line_;
-  const char* end_;
-  int64_t bytes_per_slot_;
+  int64_t streams_;
+  int64_t stride_;
+  int64_t left_;
+  int64_t per_slot_;
+  int64_t stream_ = 0;
 };
 
 }  // namespace lpd::cpu

@@ -120,10 +120,10 @@ inline void run(const FusedLinearParams& params,
     const Weight* weight = static_cast<const Weight*>(params.weight) + panel * depth * kPanel;
     // Behind the last panel the addresses do no harm.
     Prefetch prefetch(weight + depth * kPanel, depth * kPanel * sizeof(Weight),
-                      tiles * num_blocks(params));
+                      tiles * num_blocks(params), /*streams=*/1);
     for (int64_t row = 0; row < out.count(); row += kTileRows) {
       const int64_t count = std::min<int64_t>(kTileRows, out.count() - row);
-      const InputRows<float> left{rows.at(row, 0), rows.row_stride, rows.chunk_stride};
+      const InputRows<float> left{rows.at(row, 0), rows.row_stride, rows.block_stride};
       multiply_rows<kTileRows>(params, left, count, weight, prefetch, sums);
       for (int64_t i = 0; i < count; ++i) {
         finish_row(params, *out.from(row + i), panel, sums + i * kPanel);

@@ -150,8 +150,13 @@ inline void value_tile(const float* weights,
 }
 
 // Scores become weights, 2^(score - maximum); factors: what earlier sums are to be multiplied by.
-template <int kRows>
-inline void weigh(float* weights, int64_t count, float* maxima, float* totals, float* factors) {
+template <int kRows, class T>
+inline void weigh(float* weights,
+                  int64_t count,
+                  float* maxima,
+                  float* totals,
+                  float* factors,
+                  Ahead<T>& ahead) {
   const int64_t padded = (count + kLanes - 1) / kLanes * kLanes;
   float changes[kLanes] = {};
   for (int r = 0; r < kRows; ++r) {
@@ -165,6 +170,7 @@ inline void weigh(float* weights, int64_t count, float* maxima, float* totals, f
   }
   store(factors, exp2_nonpositive(load(changes)));
   for (int r = 0; r < kRows; ++r) {
+    ahead.slot();
     float* row = weights + r * kBlock;
     const Vector most = broadcast(maxima[r]);
     Vector total = zero();
@@ -184,7 +190,8 @@ inline void attend(const Space& space,
                    int64_t first_row,
                    const KeyRun<T>& block,
                    const float* values,
-                   int64_t head_dim) {
+                   int64_t head_dim,
+                   Ahead<T>& ahead) {
   const float* queries = space.queries + first_row * head_dim;
   float* sums = space.sums + first_row * head_dim;
   if (block.count <= kFewKeys) {
@@ -203,7 +210,7 @@ inline void attend(const Space& space,
   }
   float factors[kLanes];
   weigh<kRows>(space.weights, block.count, space.maxima + first_row,
-               space.totals + first_row * kLanes, factors);
+               space.totals + first_row * kLanes, factors, ahead);
   const int64_t columns = head_dim / kLanes;
   for (int64_t i = 0; i < columns; i += kTileVectors) {
     with_constant<kTileVectors>(columns - i, [&](auto n) {
@@ -231,23 +238,21 @@ inline void run_pair(const GroupAttentionParams& params,
   std::fill_n(space.totals, q_len * kLanes, 0.0f);
   std::fill_n(space.maxima, q_len, kNoMaximum);
 
+  Ahead<T> ahead(next, head_dim, slots_of(pair, kBlock));
   for (const KeyRun<T>& run : pair.runs) {
-    const bool is_cache = &run == pair.runs;
     for (int64_t first = 0; first < run.count; first += kBlock) {
       const KeyRun<T> block = run.part(first, kBlock);
-      const KeyRun<T> coming = first + kBlock < run.count ? run.part(first + kBlock, kBlock)
-                                                          : next.runs[0].part(0, kBlock);
       if (block.count > kFewKeys) transpose_keys(block, head_dim, space.keys);
       const float* values = gather_values(block, head_dim, space.values);
       // Tiles as equal as can be: one of few rows would cost as much as a full one.
       const int64_t rows = q_len - run.first_row, tiles = (rows + kTileRows - 1) / kTileRows;
       for (int64_t tile = 0; tile < tiles; ++tile) {
-        if (is_cache) coming.prefetch(tile, tiles, head_dim);
-        if (is_cache && first == 0) next.prefetch_rows(tile, tiles, head_dim);
         const int64_t begin = run.first_row + rows * tile / tiles;
         const int64_t end = run.first_row + rows * (tile + 1) / tiles;
-        with_constant<kTileRows>(end - begin,
-                                 [&](auto n) { attend<n>(space, begin, block, values, head_dim); });
+        const auto show = [&](auto n) {
+          attend<n>(space, begin, block, values, head_dim, ahead);
+        };
+        with_constant<kTileRows>(end - begin, show);
       }
     }
   }

@@ -199,7 +199,8 @@ inline void weigh(const Space& space,
                   int64_t rows,
                   int64_t count,
                   int64_t head_dim,
-                  float scale) {
+                  float scale,
+                  Ahead<BFloat16>& ahead) {
   const int64_t padded = steps(count) * kStep;
   const Vector factor_of_scores = broadcast(scale * 1.44269504f);
   float most_of_rows[kRows] = {};
@@ -224,6 +225,7 @@ inline void weigh(const Space& space,
   store(factors, exp2_nonpositive(subtract(before, after)));
 
   for (int64_t r = 0; r < rows; ++r) {
+    ahead.slot();
     const Vector most = broadcast(maxima[r]), factor = broadcast(factors[r]);
     Vector total = zero();
     for (int64_t i = 0; i < padded; i += kStep) {
@@ -247,7 +249,10 @@ inline void weigh(const Space& space,
   }
 }
 
-void run_pair(const GroupAttentionParams& params, const Pair<BFloat16>& pair, const Space& space) {
+void run_pair(const GroupAttentionParams& params,
+              const Pair<BFloat16>& pair,
+              const Pair<BFloat16>& next,
+              const Space& space) {
   const int64_t head_dim = params.head_dim, q_len = params.q_len;
   append(params, pair);
   const int64_t head_steps = steps(head_dim), padded_dim = head_steps * kStep;
@@ -259,6 +264,7 @@ void run_pair(const GroupAttentionParams& params, const Pair<BFloat16>& pair, co
   std::fill_n(space.totals, q_len * kLanes, 0.0f);
   std::fill_n(space.maxima, q_len + kRows - 1, kNoMaximum);
 
+  Ahead<BFloat16> ahead(next, head_dim, slots_of(pair, kBlock));
   for (const KeyRun<BFloat16>& run : pair.runs) {
     for (int64_t first = 0; first < run.count; first += kBlock) {
       const int64_t count = std::min(kBlock, run.count - first);
@@ -268,7 +274,7 @@ void run_pair(const GroupAttentionParams& params, const Pair<BFloat16>& pair, co
         multiply(space.queries + row * padded_dim, padded_dim * sizeof(BFloat16), space.keys,
                  head_steps * kTile, head_steps, 2 * steps(count), false, space.scores,
                  kBlock * sizeof(float));
-        weigh(space, row, std::min(kRows, q_len - row), count, head_dim, params.scale);
+        weigh(space, row, std::min(kRows, q_len - row), count, head_dim, params.scale, ahead);
         multiply(space.weights, kBlock * sizeof(BFloat16), space.values, kBlock / kStep * kTile,
                  steps(count), head_dim / kPairs, true, space.sums + row * head_dim,
                  head_dim * sizeof(float));
@@ -300,8 +306,12 @@ void group_attention(const GroupAttentionParams& params,
   std::fill_n(space.queries, (params.q_len + kRows - 1) * steps(params.head_dim) * kStep,
               BFloat16{0});
   const Tiles tiles;
-  for (int64_t number = begin; number < end; ++number) {
-    run_pair(params, find_pair<BFloat16>(params, number), space);
+  Pair<BFloat16> pair = find_pair<BFloat16>(params, begin);
+  for (int64_t number = begin + 1; number <= end; ++number) {
+    const Pair<BFloat16> next =
+        number < end ? find_pair<BFloat16>(params, number) : Pair<BFloat16>{};
+    run_pair(params, pair, next, space);
+    pair = next;
   }
 }
 

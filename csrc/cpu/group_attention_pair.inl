@@ -3,22 +3,6 @@
 
 namespace {
 
-// Asks for part `part` of `parts` of some rows before they are needed, so that memory works while
-// products are computed.
-template <class T>
-inline void prefetch_part(const T* rows,
-                          int64_t stride,
-                          int64_t count,
-                          int64_t head_dim,
-                          int64_t part,
-                          int64_t parts) {
-  constexpr int64_t kLine = 64 / sizeof(T);
-  __asm__ volatile("");  // or GCC drops the call, as one that does nothing
-  for (int64_t i = count * part / parts; i < count * (part + 1) / parts; ++i) {
-    for (int64_t d = 0; d < head_dim; d += kLine) __builtin_prefetch(rows + i * stride + d);
-  }
-}
-
 // Keys and values of one stride; rows [first_row, q_len) see all of them.
 template <class T>
 struct KeyRun {
@@ -37,11 +21,6 @@ struct KeyRun {
     result.count = std::min(most, count - first);
     return result;
   }
-
-  void prefetch(int64_t part, int64_t parts, int64_t head_dim) const {
-    prefetch_part(k, k_stride, count, head_dim, part, parts);
-    prefetch_part(v, v_stride, count, head_dim, part, parts);
-  }
 };
 
 template <class T>
@@ -56,12 +35,56 @@ struct Pair {
   KeyRun<T> runs[2];  // the cache with the context rows, then the queries of this step
   T* out;
   int64_t out_stride;
+};
 
-  void prefetch_rows(int64_t part, int64_t parts, int64_t head_dim) const {
-    for (const T* rows : {q, k, v}) {
-      prefetch_part(rows, row_stride, num_rows, head_dim, part, parts);
+// How often a row is shown a block of keys.
+template <class T>
+inline int64_t slots_of(const Pair<T>& pair, int64_t block) {
+  int64_t count = 0;
+  for (const KeyRun<T>& run : pair.runs) {
+    count += (run.count + block - 1) / block * (pair.num_rows - run.first_row);
+  }
+  return count;
+}
+
+// Asks for the rows of a pair, some at a time, while another is computed.
+template <class T>
+class Ahead {
+ public:
+  Ahead(const Pair<T>& pair, int64_t head_dim, int64_t slots)
+      : pair_(pair),
+        head_dim_(head_dim),
+        new_rows_(3 * pair.num_rows),
+        rows_(new_rows_ + 2 * pair.runs[0].count),
+        per_slot_(rows_ / slots + 1) {}
+
+  void slot() {
+    const int64_t until = std::min(rows_, next_ + per_slot_);
+    for (; next_ < until; ++next_) {
+      const T* from = row(next_);
+      for (int64_t d = 0; d < head_dim_; d += kLine) __builtin_prefetch(from + d, 0, 2);
     }
   }
+
+ private:
+  static constexpr int64_t kLine = 64 / sizeof(T);
+
+  const T* row(int64_t i) const {
+    const KeyRun<T>& cache = pair_.runs[0];
+    if (i >= new_rows_) {
+      const int64_t j = i - new_rows_;
+      return j % 2 ? cache.v + j / 2 * cache.v_stride : cache.k + j / 2 * cache.k_stride;
+    }
+    const T* first = i % 3 == 0 ? pair_.q : i % 3 == 1 ? pair_.k : pair_.v;
+    return first + i / 3 * pair_.row_stride;
+  }
+
+  const Pair<T>& pair_;
+  int64_t head_dim_;
+  int64_t new_rows_;
+  int64_t rows_;
+  int64_t per_slot_;
+  int64_t next_ = 0;
 };
 
 template <class T>

@@ -23,10 +23,33 @@ void check_contiguous(const Tensor& tensor, const char* argument) {
   STD_TORCH_CHECK(tensor.is_contiguous(), kOp, ": argument `", argument, "`: must be contiguous");
 }
 
-void check_rows(const Tensor& tensor, const char* argument) {
+// Rows as they are given: whole, or in blocks of features.
+struct Rows {
+  int64_t batch;
+  int64_t num_rows;
+  int64_t features;
+  int64_t batch_stride;
+  int64_t row_stride;
+  int64_t block_stride;
+};
+
+Rows checked_rows(const Tensor& tensor, const char* argument) {
   check_cpu(tensor, kOp, argument);
-  STD_TORCH_CHECK(tensor.numel() == 0 || tensor.stride(2) == 1, kOp, ": argument `", argument,
-                  "`: the last dimension must be contiguous");
+  const bool in_blocks = tensor.dim() == 4;
+  if (in_blocks) {
+    check_shape(tensor, {-1, -1, -1, kBlock}, kOp, argument);
+  } else {
+    check_shape(tensor, {-1, -1, -1}, kOp, argument);
+  }
+  STD_TORCH_CHECK(tensor.numel() == 0 || tensor.stride(tensor.dim() - 1) == 1, kOp,
+                  ": argument `", argument, "`: the last dimension must be contiguous");
+  const int64_t first = in_blocks ? 1 : 0;
+  return {.batch = tensor.size(first),
+          .num_rows = tensor.size(first + 1),
+          .features = in_blocks ? tensor.size(0) * kBlock : tensor.size(2),
+          .batch_stride = tensor.stride(first),
+          .row_stride = tensor.stride(first + 1),
+          .block_stride = in_blocks ? tensor.stride(0) : kBlock};
 }
 
 void fused_linear_cpu(Tensor x,
@@ -37,15 +60,15 @@ void fused_linear_cpu(Tensor x,
                       double norm_eps,
                       int64_t epilogue,
                       Tensor out) {
-  check_shape(x, {-1, -1, -1}, kOp, "x");
-  check_rows(x, "x");
-  const int64_t batch = x.size(0), num_rows = x.size(1), in_features = x.size(2);
+  const Rows rows = checked_rows(x, "x"), out_rows = checked_rows(out, "out");
+  const int64_t batch = rows.batch, num_rows = rows.num_rows, in_features = rows.features;
   STD_TORCH_CHECK(in_features >= 16 && in_features % 16 == 0, kOp,
                   ": argument `x`: expected in_features that are a multiple of 16, got ",
                   in_features);
-  check_shape(out, {batch, num_rows, -1}, kOp, "out");
-  check_rows(out, "out");
-  const int64_t out_features = out.size(2), panels = ceil_div(out_features, kPanel);
+  STD_TORCH_CHECK(out_rows.batch == batch && out_rows.num_rows == num_rows, kOp,
+                  ": argument `out`: expected ", batch, " x ", num_rows, " rows, as in x, got ",
+                  out_rows.batch, " x ", out_rows.num_rows);
+  const int64_t out_features = out_rows.features, panels = ceil_div(out_features, kPanel);
   const Dtype dtype = float_dtype(weight, kOp, "weight"), out_dtype = float_dtype(out, kOp, "out");
   STD_TORCH_CHECK(dtype != Dtype::kFloat16 && out_dtype != Dtype::kFloat16, kOp,
                   ": `weight` and `out`: expected Float or BFloat16, got Half");
@@ -87,10 +110,12 @@ void fused_linear_cpu(Tensor x,
       .norm_weight = norm_weight ? norm_weight->const_data_ptr<float>() : nullptr,
       .norm_bias = norm_bias ? norm_bias->const_data_ptr<float>() : nullptr,
       .out = out.mutable_data_ptr(),
-      .x_batch_stride = x.stride(0),
-      .x_row_stride = x.stride(1),
-      .out_batch_stride = out.stride(0),
-      .out_row_stride = out.stride(1),
+      .x_batch_stride = rows.batch_stride,
+      .x_row_stride = rows.row_stride,
+      .x_block_stride = rows.block_stride,
+      .out_batch_stride = out_rows.batch_stride,
+      .out_row_stride = out_rows.row_stride,
+      .out_block_stride = out_rows.block_stride,
   };
   const int64_t num_blocks = batch * num_rows == 0 ? 0 : cpu::fused_linear_num_blocks(params);
   const cpu::Variant variant = cpu::variant();

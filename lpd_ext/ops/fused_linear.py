@@ -1,5 +1,6 @@
 """A linear layer of few rows, fused with the LayerNorm before and the GELU or addition after it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -27,7 +28,9 @@ _PANEL = 32  # output features side by side in a packed weight
 _TILE = 16
 _DTYPES = (torch.float32, torch.bfloat16)
 _EPILOGUES = ("none", "gelu", "add")
+_BLOCK = 32  # features of rows that lie in blocks
 _ROWS = "[batch, num_rows, features]"
+_BLOCKS = f"[features / {_BLOCK}, batch, num_rows, {_BLOCK}]"
 
 
 @dataclass(frozen=True)
@@ -189,8 +192,8 @@ def fused_linear(
     Parameters
     ----------
     x : Tensor
-        ``[batch, num_rows, in_features]``, CPU, the last dimension contiguous: float32 with `norm`,
-        else in the dtype of the weight.
+        ``[batch, num_rows, in_features]``, or in blocks ``[in_features / 32, batch, num_rows, 32]``,
+        CPU, the last dimension contiguous: float32 with `norm`, else in the dtype of the weight.
     packed : PackedLinear
         From `pack_linear`: float32 or bfloat16.
     norm : tuple of Tensor, optional
@@ -200,8 +203,9 @@ def fused_linear(
     epilogue : str
         ``"none"``, ``"gelu"`` (exact, with erf) or ``"add"``.
     out : Tensor
-        ``[batch, num_rows, out_features]``, float32 or bfloat16, the last dimension contiguous;
-        memory apart from `x`.
+        ``[batch, num_rows, out_features]``, or in blocks
+        ``[out_features / 32, batch, num_rows, 32]``, float32 or bfloat16, the last dimension
+        contiguous; memory apart from `x`.
 
     Returns
     -------
@@ -219,7 +223,8 @@ def fused_linear(
 
     Notes
     -----
-    Allocates no tensor. A row's bits depend neither on other rows, their number nor on the number
+    Rows between two layers are best kept in blocks: the first writes them, and the second reads
+    them, in the order of its work. Allocates no tensor. A row's bits depend neither on other rows, their number nor on the number
     of threads; they do depend on the instruction set (`lpd_ext.cpu_variant`). AMX multiplies
     bfloat16 by bfloat16 and rounds normalised rows to it (subnormal numbers count as 0 there); all
     other variants multiply float32. `out` is bfloat16 or float32 whatever the weight is.
@@ -263,20 +268,24 @@ def _arguments(
     if not isinstance(packed, PackedLinear):
         fail(TypeError, _OP, "packed", "a PackedLinear", type(packed).__name__)
     weight, bias = packed.weight, packed.bias
-    check_tensor(_OP, "x", x, _DTYPES if norm is None else (torch.float32,), _ROWS, 3)
+    in_blocks = _check_rows("x", x, _DTYPES if norm is None else (torch.float32,))
     check_device_type(_OP, "x", x, ("cpu",))
-    check_rows(_OP, "x", x)
-    batch, num_rows, in_features = x.shape
+    batch, num_rows, in_features = x.shape[1:3] + (len(x) * _BLOCK,) if in_blocks else x.shape
     if in_features != packed.in_features:
         fail(ValueError, _OP, "x", f"{packed.in_features} features", in_features)
     if norm is None and x.dtype != weight.dtype:
         fail(TypeError, _OP, "x", f"{weight.dtype}, as the weight", x.dtype)
     check_device(_OP, "packed", weight, x.device)
     check_device(_OP, "packed", bias, x.device)
-    check_tensor(_OP, "out", out, _DTYPES, _ROWS, 3)
-    check_shape(_OP, "out", out, (batch, num_rows, packed.out_features), _ROWS)
+    if _check_rows("out", out, _DTYPES):
+        if packed.out_features % _BLOCK:
+            wanted = f"whole rows, as {packed.out_features} features are no whole blocks"
+            fail(ValueError, _OP, "out", wanted, f"shape {list(out.shape)}")
+        blocks = (packed.out_features // _BLOCK, batch, num_rows, _BLOCK)
+        check_shape(_OP, "out", out, blocks, _BLOCKS)
+    else:
+        check_shape(_OP, "out", out, (batch, num_rows, packed.out_features), _ROWS)
     check_device(_OP, "out", out, x.device)
-    check_rows(_OP, "out", out)
     check_apart_within(_OP, "out", out)
     norm_weight, norm_bias = None, None
     if norm is not None:
@@ -291,6 +300,16 @@ def _arguments(
         fail(ValueError, _OP, "epilogue", f"one of {_EPILOGUES}", repr(epilogue))
     index = _EPILOGUES.index(epilogue)
     return x, weight, bias, norm_weight, norm_bias, norm_eps, index, out
+
+
+def _check_rows(argument: str, rows: Tensor, dtypes: Sequence[torch.dtype]) -> bool:
+    """Demand rows of one of the dtypes; return whether they lie in blocks."""
+    in_blocks = isinstance(rows, Tensor) and rows.ndim == 4
+    check_tensor(_OP, argument, rows, dtypes, f"{_ROWS} or {_BLOCKS}", 4 if in_blocks else 3)
+    if in_blocks and rows.shape[3] != _BLOCK:
+        fail(ValueError, _OP, argument, _BLOCKS, f"shape {list(rows.shape)}")
+    check_rows(_OP, argument, rows)
+    return in_blocks
 
 
 @torch.library.register_fake("lpd_ext::fused_linear")

@@ -8,6 +8,8 @@
 //   bfloat16  [panels, ceil(in_features / 32), 2, 16, 16, 2]
 // A bfloat16 panel is a sequence of blocks of 32 input features, a block two tiles of 16 output
 // features, and a tile [pair of inputs, output, input of the pair].
+// Rows of x and out may lie in blocks of 32 features, [features / 32, batch, num_rows, 32]: what
+// one call writes so, panel by panel, another reads in the order in which it multiplies.
 #pragma once
 
 #include <cstddef>
@@ -39,11 +41,14 @@ struct FusedLinearParams {
 
   int64_t x_batch_stride;
   int64_t x_row_stride;
+  int64_t x_block_stride;  // from 32 features to the next 32: 32 in whole rows
   int64_t out_batch_stride;
   int64_t out_row_stride;
+  int64_t out_block_stride;
 };
 
-constexpr int64_t kPanel = 32;  // output features of a panel of the weight
+constexpr int64_t kPanel = 32;  // output features of a panel of the weight, or of a block of out
+constexpr int64_t kBlock = 32;  // input features that are multiplied at a time, or of a block of x
 
 namespace cpu {
 
