@@ -258,10 +258,11 @@ inline void run_pair(const GroupAttentionParams& params,
   }
 
   for (int64_t row = 0; row < q_len; ++row) {
-    const Vector total = broadcast(total_of<kLanes>(space.totals + row * kLanes));
+    // One division a row: they are slow.
+    const Vector factor = broadcast(1.0f / total_of<kLanes>(space.totals + row * kLanes));
     for (int64_t d = 0; d < head_dim; d += kLanes) {
       store(pair.out + row * pair.out_stride + d,
-            divide(load(space.sums + row * head_dim + d), total));
+            multiply(factor, load(space.sums + row * head_dim + d)));
     }
   }
 }
