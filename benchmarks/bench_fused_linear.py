@@ -63,7 +63,8 @@ def test_fused_linear(versus, dtype, rows):
     x = torch.randn(1, rows, DIM, generator=generator)
     attended = torch.randn(1, rows, DIM, generator=generator).to(dtype)
     projected = torch.empty(1, rows, 3 * DIM, dtype=dtype)
-    hidden, stream = torch.empty(1, rows, HIDDEN, dtype=dtype), torch.empty_like(x)
+    hidden = torch.empty(HIDDEN // 32, 1, rows, 32, dtype=dtype)  # in blocks of 32 features
+    stream = torch.empty_like(x)
 
     def ours(layer):
         qkv, proj, fc1, fc2 = layer.ours

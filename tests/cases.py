@@ -59,7 +59,7 @@ LINEAR_ROWS = (
     *(15, 16, 17),  # around a tile of 16 rows
     *(31, 32, 33),  # around two of them
     *(50, 200),  # a group, and rows that are too many to be multiplied in place
-    *(257, 300),  # a second block of rows: of one, and of more
+    *(385, 400),  # a second block of rows: of one, and of more
 )
 LINEAR_OUT_FEATURES = (
     *(1, 7),  # a fraction of a panel of 32
@@ -126,8 +126,8 @@ LINEAR_CASES = [
     LinearCase(33, 40, 1024, strided=True, dtype=torch.bfloat16),
     # More panels than are multiplied at a time, inputs beyond one chain of sums, the last of both
     # filled in part.
-    LinearCase(300, 164, 1040),
-    LinearCase(300, 164, 1040, norm=True, dtype=torch.bfloat16),
+    LinearCase(400, 164, 1040),
+    LinearCase(400, 164, 1040, norm=True, dtype=torch.bfloat16),
 ]
 
 GRIDS = [

@@ -12,7 +12,7 @@ from lpd_ext.ops import fused_linear, pack_linear, reference
 
 SENTINEL = 7.0
 FLOAT_AND_BFLOAT = (torch.float32, torch.bfloat16)
-LARGE = LinearCase(300, 164, 1040)
+LARGE = LinearCase(400, 164, 1040)
 
 
 def make_inputs(case, seed=0):
@@ -127,15 +127,59 @@ def test_bits_of_a_row_depend_on_the_row_alone(variant, in_features, dtype, norm
 
     expected = apply(x)
     assert not expected.isnan().any()
-    for begin, end in ((0, 1), (299, 300), (17, 34), (3, 67), (3, 68), (40, 297)):
+    for begin, end in ((0, 1), (399, 400), (17, 34), (3, 67), (3, 68), (40, 397)):
         assert torch.equal(apply(x[:, begin:end]), expected[:, begin:end]), (begin, end)
-    for batch in (3, 100, 300):  # the same rows in other sequences
+    for batch in (4, 100, 400):  # the same rows in other sequences
         out = apply(x.view(batch, -1, in_features))
         assert torch.equal(out.view_as(expected), expected), batch
     assert torch.equal(apply(x.flip(1)), expected.flip(1))
     torch.set_num_threads(2)  # the fixture sets it back
     assert torch.equal(apply(x), expected)
     assert torch.equal(apply(x[:, :20]), expected[:, :20])
+
+
+def in_blocks(rows, strided):
+    """Return a copy of rows that lies in blocks of 32 features."""
+    blocks = rows.unflatten(2, (-1, 32)).permute(2, 0, 1, 3)
+    if not strided:
+        return blocks.contiguous()
+    count, batch, num_rows, _ = blocks.shape
+    whole = torch.full((count + 1, batch + 1, num_rows + 2, 40), torch.nan, dtype=rows.dtype)
+    view = whole[1:, :-1, 1:-1, 3:35]
+    return view.copy_(blocks)
+
+
+def from_blocks(blocks):
+    return blocks.permute(1, 2, 0, 3).flatten(2)
+
+
+@pytest.mark.parametrize("strided", [False, True])
+@pytest.mark.parametrize("epilogue", ["none", "gelu", "add"])
+@pytest.mark.parametrize("norm", [False, True], ids=["rows", "norm"])
+@pytest.mark.parametrize("dtype", FLOAT_AND_BFLOAT, ids=str)
+@pytest.mark.parametrize("num_rows", [1, 9, 40, 200])  # 200 x 2: a second block of rows
+def test_rows_in_blocks_have_the_bits_of_whole_rows(
+    variant, num_rows, dtype, norm, epilogue, strided
+):
+    case = LinearCase(num_rows, 96, 160, batch=2, norm=norm, dtype=dtype, epilogue=epilogue,
+                      out_dtype=dtype)  # fmt: skip
+    x, *layer, before = make_inputs(case)
+    expected = run(case, x, *layer, before.clone())
+    for blocks_of_x, blocks_of_out in ((True, False), (False, True), (True, True)):
+        rows = in_blocks(x, strided) if blocks_of_x else x
+        out = in_blocks(before, strided) if blocks_of_out else before.clone()
+        run(case, rows, *layer, out)
+        assert torch.equal(from_blocks(out) if blocks_of_out else out, expected)
+
+
+def test_around_rows_in_blocks_nothing_is_written(variant):
+    case = LinearCase(70, 64, 64, dtype=torch.bfloat16)
+    x, *layer, _ = make_inputs(case)
+    whole = torch.full((4, 3, 72, 64), SENTINEL)
+    run(case, x, *layer, whole[1:3, 1:2, 1:71, 16:48])
+    assert not (whole[1:3, 1:2, 1:71, 16:48] == SENTINEL).any()
+    whole[1:3, 1:2, 1:71, 16:48] = SENTINEL
+    assert (whole == SENTINEL).all()
 
 
 def test_repeats_are_bitwise_equal(variant):

@@ -41,6 +41,9 @@ def bad_inputs():
         ("x_stride", "x", strided, ValueError, "`x`.*contiguous last dimension, got strides"),
         ("x_meta", "x", lambda x: x.to("meta"), NotImplementedError, "`x`.*device cpu, got meta"),
         ("x_grad", "x", lambda x: x.requires_grad_(), NotImplementedError, "`x`.*inference-only"),
+        ("x_blocks", "x", lambda x: x.view(3, 2, 5, 16), ValueError, r"`x`.*num_rows, 32\], got"),
+        ("x_blocks_few", "x", lambda x: x.new_ones(1, 2, 5, 32), ValueError, "`x`.*48 features"),
+        ("out_blocks", "out", lambda x: x.new_ones(2, 2, 5, 32), ValueError, "`out`.*whole rows"),
         ("out_list", "out", lambda x: x.tolist(), TypeError, "`out`: expected a tensor.*got list"),
         ("out_half", "out", lambda x: x.half(), TypeError, "`out`.*bfloat16, got float16"),
         ("out_2d", "out", lambda x: x[0], ValueError, r"`out`.*got shape \[5, 40\]"),
@@ -74,6 +77,16 @@ def test_bad_input(op, name, change, error, message):
     inputs[name] = change(inputs[name])
     with pytest.raises(error, match=f"^fused_linear: argument {message}"):
         op(**inputs)
+
+
+@pytest.mark.parametrize(
+    "shape", [(1, 2, 5, 32), (3, 2, 5, 32), (2, 1, 5, 32), (2, 2, 4, 32), (2, 2, 5, 16)]
+)
+def test_blocks_of_another_shape_are_refused(shape):
+    x, packed = torch.zeros(2, 5, 32), pack_linear(torch.zeros(64, 32))
+    with pytest.raises(ValueError, match=r"argument `out`: expected .*32"):
+        fused_linear(x, packed, out=torch.zeros(shape))
+    fused_linear(x, packed, out=torch.ones(2, 2, 5, 32))  # as it should be
 
 
 @pytest.mark.parametrize("dtype", FLOAT_AND_BFLOAT, ids=str)
@@ -164,6 +177,9 @@ UNSAFE = [  # argument, what becomes of it
     ("x", lambda x: x.double()),
     ("x", lambda x: x.bfloat16()),
     ("x", lambda x: x.mT.contiguous().mT),
+    ("x", lambda x: x.new_ones(1, 2, 5, 32)),
+    ("x", lambda x: x.new_ones(3, 2, 5, 16)),
+    ("x", lambda x: x.new_ones(32, 2, 5, 48).transpose(0, 3)),
     ("weight", lambda x: x[:1]),
     ("weight", lambda x: x[:, :32]),
     ("weight", lambda x: x.flatten()),
@@ -184,6 +200,11 @@ UNSAFE = [  # argument, what becomes of it
     ("out", lambda x: x[0]),
     ("out", lambda x: x[:, :4]),
     ("out", lambda x: x[..., :32]),  # one panel less than the weight has
+    ("out", lambda x: x.new_full((1, 2, 5, 32), SENTINEL)),  # one block less
+    ("out", lambda x: x.new_full((3, 2, 5, 32), SENTINEL)),
+    ("out", lambda x: x.new_full((2, 2, 4, 32), SENTINEL)),
+    ("out", lambda x: x.new_full((2, 1, 5, 32), SENTINEL)),
+    ("out", lambda x: x.new_full((2, 2, 5, 16), SENTINEL)),
     ("out", lambda x: x.half()),
     ("out", lambda x: x.double()),
     ("out", lambda x: x.mT.contiguous().mT),

@@ -41,8 +41,8 @@ Rows checked_rows(const Tensor& tensor, const char* argument) {
   } else {
     check_shape(tensor, {-1, -1, -1}, kOp, argument);
   }
-  STD_TORCH_CHECK(tensor.numel() == 0 || tensor.stride(tensor.dim() - 1) == 1, kOp,
-                  ": argument `", argument, "`: the last dimension must be contiguous");
+  STD_TORCH_CHECK(tensor.numel() == 0 || tensor.stride(tensor.dim() - 1) == 1, kOp, ": argument `",
+                  argument, "`: the last dimension must be contiguous");
   const int64_t first = in_blocks ? 1 : 0;
   return {.batch = tensor.size(first),
           .num_rows = tensor.size(first + 1),

@@ -192,8 +192,9 @@ def fused_linear(
     Parameters
     ----------
     x : Tensor
-        ``[batch, num_rows, in_features]``, or in blocks ``[in_features / 32, batch, num_rows, 32]``,
-        CPU, the last dimension contiguous: float32 with `norm`, else in the dtype of the weight.
+        ``[batch, num_rows, in_features]``, or in blocks
+        ``[in_features / 32, batch, num_rows, 32]``, CPU, the last dimension contiguous: float32
+        with `norm`, else in the dtype of the weight.
     packed : PackedLinear
         From `pack_linear`: float32 or bfloat16.
     norm : tuple of Tensor, optional
@@ -224,10 +225,13 @@ def fused_linear(
     Notes
     -----
     Rows between two layers are best kept in blocks: the first writes them, and the second reads
-    them, in the order of its work. Allocates no tensor. A row's bits depend neither on other rows, their number nor on the number
-    of threads; they do depend on the instruction set (`lpd_ext.cpu_variant`). AMX multiplies
-    bfloat16 by bfloat16 and rounds normalised rows to it (subnormal numbers count as 0 there); all
-    other variants multiply float32. `out` is bfloat16 or float32 whatever the weight is.
+    them, in the order of its work.
+
+    Allocates no tensor. A row's bits depend neither on other rows, their number or layout, nor on
+    the number of threads; they do depend on the instruction set (`lpd_ext.cpu_variant`). AMX
+    multiplies bfloat16 by bfloat16 and rounds normalised rows to it (subnormal numbers count as 0
+    there); all other variants multiply float32. `out` is bfloat16 or float32 whatever the weight
+    is.
 
     Source: the layers of arXiv 2507.01957; what is fused is our choice.
 
@@ -270,7 +274,7 @@ def _arguments(
     weight, bias = packed.weight, packed.bias
     in_blocks = _check_rows("x", x, _DTYPES if norm is None else (torch.float32,))
     check_device_type(_OP, "x", x, ("cpu",))
-    batch, num_rows, in_features = x.shape[1:3] + (len(x) * _BLOCK,) if in_blocks else x.shape
+    batch, num_rows, in_features = (*x.shape[1:3], len(x) * _BLOCK) if in_blocks else x.shape
     if in_features != packed.in_features:
         fail(ValueError, _OP, "x", f"{packed.in_features} features", in_features)
     if norm is None and x.dtype != weight.dtype:
