@@ -249,9 +249,7 @@ inline void run_pair(const GroupAttentionParams& params,
       for (int64_t tile = 0; tile < tiles; ++tile) {
         const int64_t begin = run.first_row + rows * tile / tiles;
         const int64_t end = run.first_row + rows * (tile + 1) / tiles;
-        const auto show = [&](auto n) {
-          attend<n>(space, begin, block, values, head_dim, ahead);
-        };
+        const auto show = [&](auto n) { attend<n>(space, begin, block, values, head_dim, ahead); };
         with_constant<kTileRows>(end - begin, show);
       }
     }
