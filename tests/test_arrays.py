@@ -74,9 +74,16 @@ class TestNumPy:
         token_selection_(expected, torch.tensor([[3, 1]]), torch.eye(2, 3)[None], uniform)
         np.testing.assert_array_equal(tokens, expected.numpy())
 
-    def test_lists_of_numbers_stay_lists(self):
-        order = with_arrays(group_order)(np.array([7]), (2, 2), [1, 3])
-        expected = group_order(torch.tensor([7]), (2, 2), [1, 3])
+    def test_lists_of_numbers_stay_what_they_are(self):
+        sizes, seen = [1, 3], []
+
+        def spy(seeds, group_sizes):
+            seen.append(group_sizes)
+            return group_order(seeds, (2, 2), group_sizes)
+
+        order = with_arrays(spy)(np.array([7]), sizes)
+        assert seen[0] is sizes
+        expected = group_order(torch.tensor([7]), (2, 2), sizes)
         np.testing.assert_array_equal(order, expected.numpy())
 
     def test_arrays_in_tuples(self):

@@ -174,14 +174,16 @@ def test_nan_is_a_difference(monkeypatch):
     assert info()["kernels"]["group_attention"]["cpu"]["state"] == "failed"
 
 
-def test_a_written_cache_counts(monkeypatch):
+@pytest.mark.parametrize("forgotten", [0, 1], ids=["k_cache", "v_cache"])
+def test_a_written_cache_counts(monkeypatch, forgotten):
     # Right output, wrong side effect.
     right = ops.group_attention
 
-    def forgets_the_cache(qkv, k_cache, v_cache, *args):
-        return right(qkv, k_cache.clone(), v_cache.clone(), *args)
+    def forgets_a_cache(qkv, *args):
+        caches = [cache.clone() if i == forgotten else cache for i, cache in enumerate(args[:2])]
+        return right(qkv, *caches, *args[2:])
 
-    monkeypatch.setattr(ops, "group_attention", forgets_the_cache)
+    monkeypatch.setattr(ops, "group_attention", forgets_a_cache)
     assert info()["kernels"]["group_attention"]["cpu"]["state"] == "failed"
 
 

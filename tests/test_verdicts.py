@@ -120,12 +120,13 @@ class TestDisk:
             lambda content: b'{"facts": {}, "verdicts": []}',
             lambda content: content.replace(b'"verified"', b'"fine"'),
             lambda content: content.replace(b'"verified"', b"true"),
+            lambda content: content.replace(b'"agrees"', b"7"),
             lambda content: content.replace(b'"checked"', b'"seen"'),
             # The right name, but of other facts: a collision, or a copy from elsewhere.
             lambda content: content.replace(b"580.65.06", b"580.65.07"),
         ],
         ids=["empty", "half", "not text", "deep", "a list", "no verdicts", "no such state",
-             "no text", "another field", "other facts"],
+             "no text", "a number", "another field", "other facts"],
     )  # fmt: skip
     def test_a_damaged_file_is_as_good_as_none(self, gpu, cache, damage):
         verdicts.verdicts(DEVICE)
