@@ -50,7 +50,8 @@ def with_arrays(op: Callable[..., Any]) -> Callable[..., Any]:
         When called: arrays of different libraries (tensors count as one), of another library, or
         of a dtype that DLPack or torch does not have. NumPy itself has no bfloat16.
     NotImplementedError
-        When called: CuPy's current stream is the per-thread default stream, which torch cannot use.
+        When called: an array of CuPy where torch has no GPU, or while CuPy's current stream is the
+        per-thread default stream, which torch cannot use.
 
     Notes
     -----
@@ -135,7 +136,8 @@ def _borrowed(op: str, argument: str, value: Any, lent_by: dict[int, Array]) -> 
     try:
         tensor = from_dlpack(value)
     except (BufferError, RuntimeError, TypeError) as error:
-        got = f"{value.dtype} ({str(error).splitlines()[0]})"
+        reason, _, _ = str(error).partition("\n")
+        got = f"{value.dtype} ({reason})"
         raise TypeError(
             f"{op}: argument `{argument}`: expected a dtype that DLPack and torch have, got {got}"
         ) from error
@@ -162,6 +164,8 @@ def _cupy_stream(op: str, argument: str, array: Array) -> AbstractContextManager
     """Make CuPy's current stream torch's."""
     # Then nothing needs to wait, arguments written in place included, and memory that either
     # library frees is used again in the order of that stream only.
+    if not torch.cuda.is_available():
+        fail(NotImplementedError, op, argument, "an array of NumPy: torch has no GPU", "CuPy's")
     _, index = array.__dlpack_device__()
     number = sys.modules["cupy"].cuda.get_current_stream(index).ptr
     if number == _PER_THREAD_DEFAULT_STREAM:

@@ -97,7 +97,7 @@ def _on_gpu(device: str) -> dict[str, dict[str, str]]:
     try:
         return {op: asdict(verdict) for op, verdict in verdicts(torch.device(device)).items()}
     except RuntimeError as error:  # out of memory, or nothing runs there
-        unchecked = asdict(Verdict("unchecked", str(error).splitlines()[0]))
+        unchecked = asdict(Verdict("unchecked", str(error).partition("\n")[0]))
         return dict.fromkeys(CHECKS, unchecked)
 
 

@@ -72,7 +72,7 @@ def self_check(op: str, device: torch.device) -> Verdict:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    return str(error).partition("\n")[0] or type(error).__name__
 
 
 class _Inputs:

@@ -215,6 +215,7 @@ class TestFakeCuPy:
             def __exit__(self, *_):
                 log.events.append(("exit", self.stream))
 
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         monkeypatch.setattr(torch.cuda, "stream", Used)
         monkeypatch.setattr(torch.cuda, "ExternalStream", lambda *args: args)
         monkeypatch.setattr(torch.cuda, "default_stream", lambda device: ("default", device))
@@ -240,6 +241,12 @@ class TestFakeCuPy:
         with pytest.raises(NotImplementedError, match="per-thread default stream"):
             attend(*arrays, 3, 2)
         assert streams.events == []
+
+    def test_a_torch_without_a_gpu(self, streams, monkeypatch):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        arrays = [array.view(FakeArray) for array in attention_arrays()]
+        with pytest.raises(NotImplementedError, match=r"`qkv`: .*torch has no GPU, got CuPy's"):
+            attend(*arrays, 3, 2)
 
     def test_mixed_with_numpy(self, streams):
         qkv, k_cache, v_cache = attention_arrays()
