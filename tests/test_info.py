@@ -11,6 +11,7 @@ import torch
 from lpd_ext import _binary, cpu_variant, ops
 from lpd_ext.cli import main
 from lpd_ext.info import RUN_ON, info
+from lpd_ext.ops.launch import device_types
 from lpd_ext.verdicts import RememberedVerdict
 
 ROOT = Path(__file__).parent.parent
