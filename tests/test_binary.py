@@ -125,7 +125,7 @@ def test_a_changed_header_or_version_rebuilds():
     depends = json.loads(run(ROOT, "-c", code, LPD_CUDA="0").stdout)
     headers = {
         path.relative_to(ROOT).as_posix()
-        for suffix in ("h", "inl")
+        for suffix in ("h", "inl", "cuh")
         for path in (ROOT / "csrc").rglob(f"*.{suffix}")
     }
     assert len(headers) > 5
