@@ -1,11 +1,78 @@
 """Fixtures of all tests."""
 
 from pathlib import Path
+from typing import NamedTuple
 
+import emulator
 import pytest
 import torch
 
 from lpd_ext import cpu_variant
+
+CUDA_KERNELS = [path.stem for path in (Path(__file__).parent.parent / "csrc/cuda").glob("*.cu")]
+
+
+class Place(NamedTuple):
+    """Where an op under test runs: "cpu", "simt" (its CUDA kernel, emulated there) or "cuda"."""
+
+    kind: str
+    variant: str | None = None  # instruction set of the CPU kernels
+
+
+def pytest_generate_tests(metafunc):
+    """Run a test at every place that its fixtures ask for."""
+    names = metafunc.fixturenames
+    if "place" not in names:
+        return
+    variants = cpu_variant.VARIANTS if "variant" in names else [None]
+    places = [pytest.param(Place("cpu", name), id=name or "cpu") for name in variants]
+    if any(metafunc.module.__name__.startswith(f"test_{stem}") for stem in CUDA_KERNELS):
+        if "device" in names:
+            places.append(pytest.param(Place("simt"), id="simt"))
+        if "device" in names or "torch_device" in names:
+            places.append(pytest.param(Place("cuda"), id="cuda", marks=pytest.mark.cuda))
+    metafunc.parametrize("place", places, indirect=True)
+
+
+@pytest.fixture
+def place(request):
+    """One of the above."""
+    return request.param
+
+
+@pytest.fixture
+def device(place, monkeypatch):
+    """The device of the tensors that an op under test takes."""
+    if place.kind == "simt":
+        emulator.load()
+        monkeypatch.setattr(torch.ops, "lpd_ext", torch.ops.lpd_ext_simt)
+    return device_of(place)
+
+
+@pytest.fixture
+def torch_device(place):
+    """The same for tests of what an op registers: the emulated ones have no fake kernels."""
+    return device_of(place)
+
+
+def device_of(place):
+    if place.kind == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    return torch.device("cuda" if place.kind == "cuda" else "cpu")
+
+
+@pytest.fixture
+def variant(place):
+    """Each instruction set that CPU kernels are written for, where this machine has it."""
+    if place.kind != "cpu":
+        yield None
+        return
+    if place.variant not in cpu_variant.cpu_variants():
+        pytest.skip(f"this machine has no {place.variant}")
+    before = cpu_variant.cpu_variant()
+    cpu_variant.set_cpu_variant(place.variant)
+    yield place.variant
+    cpu_variant.set_cpu_variant(before)
 
 
 @pytest.fixture(scope="session")
@@ -21,20 +88,3 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-@pytest.fixture
-def device():
-    """Where the ops under test run; so far only the CPU has kernels."""
-    return torch.device("cpu")
-
-
-@pytest.fixture(params=cpu_variant.VARIANTS)
-def variant(request):
-    """Each instruction set that CPU kernels are written for, where this machine has it."""
-    if request.param not in cpu_variant.cpu_variants():
-        pytest.skip(f"this machine has no {request.param}")
-    before = cpu_variant.cpu_variant()
-    cpu_variant.set_cpu_variant(request.param)
-    yield request.param
-    cpu_variant.set_cpu_variant(before)

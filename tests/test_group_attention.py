@@ -262,19 +262,19 @@ def test_scale(device):
 
 @pytest.mark.parametrize("context_len", [0, 2, 6], ids=["queries", "step", "prefill"])
 @pytest.mark.parametrize("dtype", HALF_AND_FLOAT, ids=str)
-def test_opcheck(device, dtype, context_len):
-    qkv, k_cache, v_cache = make_inputs(SMALL, dtype, device)
+def test_opcheck(torch_device, dtype, context_len):
+    qkv, k_cache, v_cache = make_inputs(SMALL, dtype, torch_device)
     # opcheck compares the whole caches before and after: no NaN here.
     sample = (qkv, k_cache.nan_to_num(), v_cache.nan_to_num(), 5, context_len, 0.2)
     torch.library.opcheck(torch.ops.lpd_ext.group_attention.default, sample)
 
 
-def test_compiled(device):
+def test_compiled(torch_device):
     compiled = torch.compile(group_attention, fullgraph=True)
     for options in ({}, {"scale": 0.3}):
         for cache_len, context_len in ((5, 2), (7, 0), (0, 6)):
             case = AttentionCase("compiled", 3, 6, 2, 32, cache_len, context_len, 16)
-            qkv, k_cache, v_cache = make_inputs(case, torch.float32, device)
+            qkv, k_cache, v_cache = make_inputs(case, torch.float32, torch_device)
             k_other, v_other = k_cache.clone(), v_cache.clone()
             out = run(compiled, case, qkv, k_other, v_other, **options)
             assert torch.equal(out, run(group_attention, case, qkv, k_cache, v_cache, **options))
@@ -282,16 +282,16 @@ def test_compiled(device):
             torch.testing.assert_close(v_other, v_cache, rtol=0, atol=0, equal_nan=True)
 
 
-def test_compiled_inside_a_layer(device):
+def test_compiled_inside_a_layer(torch_device):
     # Used inside a larger compiled function, behind a linear layer, as a model does.
-    weight = torch.randn(3 * 64, 64, device=device)
+    weight = torch.randn(3 * 64, 64, device=torch_device)
 
     def layer(x, k_cache, v_cache):
         qkv = F.linear(x, weight).unflatten(2, (3, 2, 32))
         return group_attention(qkv, k_cache, v_cache, 4, 1) + x
 
-    x = torch.randn(2, 3, 64, device=device)
-    caches = [torch.randn(2, 2, 8, 32, device=device) for _ in range(2)]
+    x = torch.randn(2, 3, 64, device=torch_device)
+    caches = [torch.randn(2, 2, 8, 32, device=torch_device) for _ in range(2)]
     other = [cache.clone() for cache in caches]
     expected = layer(x, *caches)
     out = torch.compile(layer, fullgraph=True)(x, *other)

@@ -47,17 +47,17 @@ def test_out_between_sentinels(device, variant):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_opcheck_out(device, dtype):
-    qkv, k_cache, v_cache = make_inputs(SMALL, dtype, device)
-    out = torch.zeros(3, 6, 64, dtype=dtype, device=device)
+def test_opcheck_out(torch_device, dtype):
+    qkv, k_cache, v_cache = make_inputs(SMALL, dtype, torch_device)
+    out = torch.zeros(3, 6, 64, dtype=dtype, device=torch_device)
     sample = (qkv, k_cache.nan_to_num(), v_cache.nan_to_num(), out, 5, 2, 0.2)
     torch.library.opcheck(torch.ops.lpd_ext.group_attention.out, sample)
 
 
-def test_compiled_out(device):
-    inputs = make_inputs(SMALL, torch.float32, device)
+def test_compiled_out(torch_device):
+    inputs = make_inputs(SMALL, torch.float32, torch_device)
     expected = run(group_attention, SMALL, *(tensor.clone() for tensor in inputs))
-    out = out_for(SMALL, torch.float32, device)
+    out = out_for(SMALL, torch.float32, torch_device)
     compiled = torch.compile(group_attention, fullgraph=True)
     result = run(compiled, SMALL, *inputs, out=out)
     assert torch.equal(out, expected)

@@ -15,7 +15,7 @@ MAX_LINES = 450
 
 # Room -> patterns of includes that may stand there (beside the C++ standard library).
 INCLUDES = {
-    "csrc/include/lpd": [r"lpd/.*\.h", r"cuda_runtime_api\.h"],
+    "csrc/include/lpd": [r"lpd/.*\.h"],
     "csrc/cuda": [r"lpd/.*\.h", r"cuda.*\.h", r"cub/.*", r".*\.cuh", r"dispatch\.h"],
     "csrc/cpu": [
         r"lpd/.*\.h",
@@ -24,10 +24,19 @@ INCLUDES = {
         r"immintrin\.h",
     ],
     "csrc/host": [r"build_info\.h", r"schedule\.h"],
-    "csrc/torch": [r"torch/(csrc/stable|headeronly)/.*", r"lpd/.*\.h", r"(checks|workspace)\.h"],
+    "csrc/torch": [
+        r"torch/(csrc/stable|headeronly)/.*",
+        r"lpd/.*\.h",
+        r"(checks|cuda_launch|library|workspace)\.h",
+    ],
 }
 INCLUDES_OF_FILE = {
     "csrc/host/module.cpp": [r"pybind11/.*"],
+    "csrc/include/lpd/cuda_runtime.h": [r"cuda_runtime_api\.h", r"simt/cuda\.h"],
+    "csrc/torch/cuda_launch.h": [
+        r"simt/runtime\.h",
+        r"torch/csrc/inductor/aoti_torch/c/shim\.h",  # the stable C interface: a stream
+    ],
     "csrc/cpu/variant.cpp": [r"cpuid\.h", r"sys/syscall\.h", r"unistd\.h"],
 }
 

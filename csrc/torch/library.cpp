@@ -1,13 +1,19 @@
 // Every operator of lpd_ext. The kernels are registered beside their bindings, one file an op.
-#include <torch/csrc/stable/library.h>
+#include "library.h"
 
-STABLE_TORCH_LIBRARY(lpd_ext, m) {
+LPD_TORCH_LIBRARY(LPD_LIBRARY, m) {
   m.def(
       "group_attention(Tensor qkv, Tensor(a!) k_cache, Tensor(b!) v_cache, SymInt cache_len, "
       "SymInt context_len, float scale) -> Tensor");
   m.def(
       "group_attention.out(Tensor qkv, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor(c!) out, "
       "SymInt cache_len, SymInt context_len, float scale) -> ()");
+  m.def(
+      "group_attention.ragged(Tensor qkv, Tensor(a!) k_cache, Tensor(b!) v_cache, "
+      "Tensor cache_len, Tensor context_len, Tensor q_len, float scale) -> Tensor");
+  m.def(
+      "group_attention.ragged_out(Tensor qkv, Tensor(a!) k_cache, Tensor(b!) v_cache, "
+      "Tensor(c!) out, Tensor cache_len, Tensor context_len, Tensor q_len, float scale) -> ()");
   m.def(
       "token_selection(Tensor logits, Tensor uniform, Tensor? cfg_scale, Tensor temperature, "
       "Tensor top_k, Tensor top_p) -> Tensor");

@@ -17,13 +17,31 @@ def group_attention(
     qkv: Tensor,
     k_cache: Tensor,
     v_cache: Tensor,
-    cache_len: int,
-    context_len: int,
+    cache_len: int | Tensor,
+    context_len: int | Tensor,
     *,
+    q_len: Tensor | None = None,
     scale: float | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
     """Append the context rows to the caches and attend; float64 and float32 in their own dtype."""
+    if q_len is not None:
+        assert isinstance(cache_len, Tensor)
+        assert isinstance(context_len, Tensor)
+        result = qkv.new_zeros(*qkv.shape[:2], qkv.shape[3] * qkv.shape[4])
+        lengths = torch.stack([cache_len, context_len, q_len], dim=1).tolist()
+        for i, (cached, context, rows) in enumerate(lengths):
+            fits = 0 <= context <= rows <= qkv.shape[1] and cached >= 0
+            if not fits or cached + context > k_cache.shape[2]:
+                result[i] = torch.nan
+                continue
+            image = slice(i, i + 1)
+            result[image, :rows] = group_attention(
+                qkv[image, :rows], k_cache[image], v_cache[image], cached, context, scale=scale
+            )
+        return result if out is None else out.copy_(result)
+    assert isinstance(cache_len, int)
+    assert isinstance(context_len, int)
     end = cache_len + context_len
     k_cache[:, :, cache_len:end] = qkv[:, :context_len, 1].transpose(1, 2)
     v_cache[:, :, cache_len:end] = qkv[:, :context_len, 2].transpose(1, 2)
