@@ -26,8 +26,7 @@ MIN_PYTHON = "0x030A0000"
 
 # Torch's own default would be the GPU at hand or, without one, all it knows.
 CUDA_ARCHITECTURES = "8.0 8.9 9.0a 10.0 12.0+PTX"
-# No contraction, as in CXX_FLAGS: a kernel that means a fused multiply-add says fmaf.
-NVCC_FLAGS = ["-std=c++20", "-O3", "-fmad=false"]
+NVCC_FLAGS = ["-std=c++20", "-O3"]
 
 
 def project_version() -> str:

@@ -14,6 +14,9 @@ FLOAT_ATOMICS = [r"(RED|ATOM)[GS]?\b.*\.F(16|32|64)", r"(RED|ATOM)[GS]?\b.*\.BF1
 DOUBLE = ["DADD", "DMUL", "DFMA"]  # a literal without its f, mostly
 NEVER = LOCAL_MEMORY + FLOAT_ATOMICS + DOUBLE
 
+# Kernel (regular expression) -> what it may have all the same.
+ALLOWED = {r"group_attention_kernel<.*>": ["DADD"]}  # the sum of a row's weights, rounded once
+
 # Kernel (regular expression) -> opcodes that must be there.
 EXPECTED = {
     r"group_attention_kernel<.*>": [
@@ -41,6 +44,11 @@ def opcodes(cubins):
         for cubin in cubins
         for kernel, codes in cuda_static.instructions(cubin).items()
     }
+
+
+def of_kernel(table, kernel):
+    """All patterns that a table has for a kernel."""
+    return [p for name, patterns in table.items() if re.fullmatch(name, kernel) for p in patterns]
 
 
 def matching(patterns, codes):
@@ -72,13 +80,15 @@ def test_resources_are_those_of_the_table(cubins):
 
 
 def test_instructions_that_no_kernel_may_have(opcodes):
-    found = {kernel: matching(NEVER, codes) for kernel, codes in opcodes.items()}
-    assert not [(kernel, *hits) for kernel, by in found.items() for hits in by.values() if hits]
+    for (architecture, kernel), codes in opcodes.items():
+        never = [p for p in NEVER if p not in of_kernel(ALLOWED, kernel)]
+        hits = [code for found in matching(never, codes).values() for code in found]
+        assert not hits, f"{architecture} {kernel}: {hits}"
 
 
 def test_instructions_that_a_kernel_must_have(opcodes):
     for (architecture, kernel), codes in opcodes.items():
-        wanted = [p for name, ps in EXPECTED.items() if re.fullmatch(name, kernel) for p in ps]
+        wanted = of_kernel(EXPECTED, kernel)
         assert wanted, f"no expectation of {kernel}"
         missing = [p for p, hits in matching(wanted, codes).items() if not hits]
         assert not missing, f"{architecture} {kernel}: no {missing} in {codes}"

@@ -7,7 +7,9 @@ import sys
 import tarfile
 from pathlib import Path
 
+import cuda_sanitize
 import pytest
+import torch
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "benchmarks/gpu_check.sh"
@@ -136,11 +138,13 @@ def test_an_unknown_phase(check):
 
 
 def test_a_machine_without_a_gpu_says_so():
-    import torch
-
     if torch.cuda.is_available():
         pytest.skip("there is a GPU here")
     command = [sys.executable, "benchmarks/gpu_report.py", "machine"]
     result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     assert result.returncode == 1
     assert "this machine cannot check the GPU: torch" in result.stderr
+
+
+def test_the_cases_for_the_sanitizers_are_right():
+    assert cuda_sanitize.run(torch.device("cpu")) == 60
