@@ -17,9 +17,9 @@ MAX_BYTES = 2**28
 
 
 @cache
-def dense_mask(context_len, q_len, kept, dtype):
+def dense_mask(context_len, q_len, kept, dtype, device):
     """What is added to the scores: 0, and -inf where a context row would see a query."""
-    mask = torch.zeros(q_len, kept + q_len - context_len, dtype=dtype)
+    mask = torch.zeros(q_len, kept + q_len - context_len, dtype=dtype, device=device)
     mask[:context_len, kept:] = -torch.inf
     return mask
 
@@ -30,7 +30,7 @@ def sdpa_dense_mask(qkv, k_cache, v_cache, cache_len, context_len):
     kept, end = cache_len + context_len, cache_len + qkv.shape[1]
     k_cache[:, :, cache_len:end] = k
     v_cache[:, :, cache_len:end] = v
-    mask = dense_mask(context_len, qkv.shape[1], kept, qkv.dtype)
+    mask = dense_mask(context_len, qkv.shape[1], kept, qkv.dtype, qkv.device)
     out = F.scaled_dot_product_attention(
         q, k_cache[:, :, :end], v_cache[:, :, :end], attn_mask=mask
     )
@@ -59,7 +59,7 @@ SDPA_TWO_SLICES = {"queries behind the context": sdpa_on_slices, "concatenated":
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("batch", [2, 8])
 @pytest.mark.parametrize(("schedule", "step"), STEPS, ids=[f"{s[:3]}-{k}" for s, k in STEPS])
-def test_group_attention(versus, request, schedule, step, batch, dtype):
+def test_group_attention(versus, device, schedule, step, batch, dtype):
     sizes = SCHEDULES[schedule]
     context_len = sizes[step - 1] if step else 1
     cache_len = sum(sizes[:step]) + 1 - context_len
@@ -67,7 +67,7 @@ def test_group_attention(versus, request, schedule, step, batch, dtype):
     generator = torch.Generator().manual_seed(0)
 
     def random(*shape):
-        return torch.randn(shape, generator=generator).to(dtype)
+        return torch.randn(shape, generator=generator).to(device, dtype)
 
     def layer():
         slots = (batch, HEADS, sum(sizes) + 1, HEAD_DIM)
@@ -94,4 +94,5 @@ def test_group_attention(versus, request, schedule, step, batch, dtype):
         group_attention,
         {"sdpa_dense_mask": sdpa_dense_mask, "sdpa_two_slices": SDPA_TWO_SLICES},
         inputs=inputs,
+        device=device.type,
     )

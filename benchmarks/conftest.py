@@ -6,8 +6,20 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pytest
+import torch
 from contender import Call, Contender, fastest, summary
+from gpu_timer import GraphContender
 from machine import machine
+
+CONTENDERS: Mapping[str, type[Contender]] = {"cpu": Contender, "cuda": GraphContender}
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+def device(request: Any) -> torch.device:
+    """Where a benchmark of an op runs; its CUDA cases are skipped without a GPU."""
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("needs a GPU")
+    return torch.device(request.param)
 
 
 @pytest.fixture
@@ -23,6 +35,7 @@ def versus(benchmark: Any) -> Callable[..., None]:
         inputs: Sequence[tuple[Any, ...]] = ((),),
         rounds: int | None = None,
         block_seconds: float = 2e-3,
+        device: str = "cpu",
         **notes: Any,
     ) -> None:
         """Run one duel.
@@ -42,36 +55,50 @@ def versus(benchmark: Any) -> Callable[..., None]:
             short disturbance of the machine does not hit them all; at least 7.
         block_seconds : float
             A block is calls enough to last this long.
+        device : str
+            ``"cuda"``: times are those of CUDA graphs on the GPU (`gpu_timer`), the host's are
+            pytest-benchmark's own column. On the CPU they are the same.
         notes : Any
             Further facts for the JSON: errors, entropy.
         """
         if benchmark.disabled:  # everything runs, nothing is timed
             block_seconds, rounds = 0, 1
-        own, rivals, variants = Contender(ours, inputs), {}, {}
+        contender = CONTENDERS[device]
+        own, rivals, variants = contender(ours, inputs), {}, {}
         round_seconds = own.calibrate(block_seconds)
         for name, calls in baselines.items():
             by_variant = calls if isinstance(calls, Mapping) else {"": calls}
-            field = {variant: Contender(call, inputs) for variant, call in by_variant.items()}
+            field = {variant: contender(call, inputs) for variant, call in by_variant.items()}
             block = {variant: rival.calibrate(block_seconds) for variant, rival in field.items()}
             variants[name] = fastest(field)
             rivals[name] = field[variants[name]]
             round_seconds += block[variants[name]]
         rounds = rounds or min(max(round(1 / round_seconds), 7), 200)
 
-        def time_baselines() -> None:
-            for rival in rivals.values():
-                rival.time_block()
+        def time_others() -> None:
+            for other in (own, *rivals.values()) if own.on_gpu else rivals.values():
+                other.time_block()
 
-        benchmark.pedantic(own.next, teardown=time_baselines, rounds=rounds, iterations=own.calls)
+        benchmark.pedantic(own.next, teardown=time_others, rounds=rounds, iterations=own.calls)
         if benchmark.disabled:
             return
         seconds = {name: rival.seconds[:rounds] for name, rival in rivals.items()}
-        result = summary(benchmark.stats.stats.data, seconds)
+        result = summary(own.seconds[:rounds] or benchmark.stats.stats.data, seconds)
+        if own.on_gpu:
+            result["device"] = device
+            result["ours"] |= own.cupy_us(rounds)
+            for name, rival in rivals.items():
+                result["baselines"][name] |= rival.cupy_us(rounds)
         for name, variant in variants.items():
             result["baselines"][name] |= {"variant": variant} if variant else {}
         benchmark.extra_info.update({"op": op, "case": case, "rounds": rounds} | result | notes)
 
     return run
+
+
+def pytest_configure(config: Any) -> None:
+    """Name the marker of CUDA cases, wherever the benchmarks are run from."""
+    config.addinivalue_line("markers", "cuda: needs a GPU")
 
 
 def pytest_benchmark_generate_machine_info() -> dict[str, Any]:

@@ -31,6 +31,7 @@ class Contender:
     calls: int = 1
     seconds: list[float] = field(default_factory=list)
     timer: Callable[[], float] = time.perf_counter
+    on_gpu = False  # the clock is the host's
 
     def __post_init__(self) -> None:
         self._turn = cycle(self.inputs)

@@ -1,4 +1,4 @@
-"""What a number was measured on: processor, torch, threads; no host name, no path."""
+"""What a number was measured on: processor, GPU, torch, threads; no host name, no path."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from lpd_ext.cpu_variant import cpu_variant
+from lpd_ext.verdicts import driver_version
 
 _TELLING_FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16")
 
@@ -29,6 +30,18 @@ def machine() -> dict[str, Any]:
         "torch": torch.__version__,
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
+        **gpu_facts(),
+    }
+
+
+def gpu_facts() -> dict[str, str]:
+    """Return the facts of the current GPU, {} where there is none."""
+    if not torch.cuda.is_available():
+        return {}
+    return {
+        "gpu": torch.cuda.get_device_name(),
+        "driver": driver_version() or "unknown",
+        "cuda": str(torch.version.cuda),
     }
 
 

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from speed_chart import factor, loses, speed_chart
+from speed_chart import ON_GPU, factor, loses, speed_chart
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks/results"
@@ -110,30 +110,44 @@ def _caption(name: str, result: Result, several: bool) -> str:
     dirty = " with uncommitted changes" if commit["dirty"] else ""
     flags = f" with {', '.join(machine['cpu_flags'])}" if machine["cpu_flags"] else ""
     label = f"**{name}:** " if several else ""
+    gpu = timer = ""
+    if any(map(_on_gpu, (b["extra_info"] for b in result["benchmarks"]))):
+        gpu = f"{machine['gpu']}, driver {machine['driver']}, CUDA {machine['cuda']}; "
+        timer = (
+            " Times on the GPU are those of CUDA graphs replayed between two events, L2 flushed "
+            "before each."
+        )
     return (
-        f"{label}{machine['cpu']}{flags}; {machine['threads']} threads on {machine['cores']} "
+        f"{label}{gpu}{machine['cpu']}{flags}; {machine['threads']} threads on {machine['cores']} "
         f"cores; kernels for {machine['cpu_variant']}; torch {machine['torch']}, Python "
         f"{machine['python']}, {machine['system']}; commit {commit['id'][:7]}{dirty}, "
         f"{result['date']}, `{COMMAND}`. Medians; a factor is the median over rounds in which ours "
         "and the baselines took turns in one process, above 1x ours is faster. Interquartile "
         f"ranges: typically {statistics.median(spreads):.0f} %, at most {max(spreads):.0f} %."
+        f"{timer}"
     )
 
 
 def _tables(op: str, results: dict[str, Result]) -> str:
     parts, named = [], []
     for name, result in results.items():
-        rows = [b["extra_info"] for b in result["benchmarks"] if b["extra_info"]["op"] == op]
-        if not rows:
-            continue
-        if len(results) > 1:
-            parts.append(f"**{name}**")
-        columns = list(dict.fromkeys(column for row in rows for column in row["baselines"]))
-        named += columns
-        parts.append(_table(rows, columns))
-        parts += [_errors(row) for row in rows if "logits_error" in row]
+        all_rows = [b["extra_info"] for b in result["benchmarks"] if b["extra_info"]["op"] == op]
+        for on_gpu in (False, True):  # apart: a mean of both would say nothing
+            rows = [row for row in all_rows if _on_gpu(row) == on_gpu]
+            if not rows:
+                continue
+            heading = [name] * (len(results) > 1) + [ON_GPU] * on_gpu
+            parts += [f"**{', '.join(heading)}**"] if heading else []
+            columns = list(dict.fromkeys(column for row in rows for column in row["baselines"]))
+            named += columns
+            parts.append(_table(rows, columns))
+            parts += [_errors(row) for row in rows if "logits_error" in row]
     legend = [f"`{name}`: {BASELINES[name]}." for name in dict.fromkeys(named) if name in BASELINES]
     return "\n\n".join(parts + ([" ".join(legend)] if legend else []))
+
+
+def _on_gpu(row: Result) -> bool:
+    return row.get("device", "cpu") != "cpu"
 
 
 def _table(rows: Sequence[Result], columns: Sequence[str]) -> str:

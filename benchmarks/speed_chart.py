@@ -9,6 +9,7 @@ from typing import Any
 
 WIDTH, LABELS, RIGHT = 920, 400, 120  # pixels: all, the column of cases, room for the last number
 BAR, GAP, HEADER = 12, 8, 30
+ON_GPU = "times on the GPU"
 COLOURS = ("#3b7dd8", "#d1793b", "#3d9970", "#a05fc0")
 
 # The chart brings its own background: legible on a light page and on a dark one.
@@ -90,9 +91,11 @@ def _sections(
     """Title and rows (case, baselines) of each op of each machine, where there is a baseline."""
     for machine, result in results.items():
         infos = [b["extra_info"] for b in result["benchmarks"] if b["extra_info"]["baselines"]]
-        for op in dict.fromkeys(info["op"] for info in infos):
-            title = f"{op}, {machine}" if len(results) > 1 else op
-            yield title, [(i["case"], i["baselines"]) for i in infos if i["op"] == op]
+        kinds = [(info["op"], info.get("device", "cpu")) for info in infos]
+        for op, device in dict.fromkeys(kinds):
+            heading = [op] + [machine] * (len(results) > 1) + [ON_GPU] * (device != "cpu")
+            rows = [i for i, kind in zip(infos, kinds, strict=True) if kind == (op, device)]
+            yield ", ".join(heading), [(row["case"], row["baselines"]) for row in rows]
 
 
 def _axis(scale: _Scale, height: float) -> Iterator[str]:

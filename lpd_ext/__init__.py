@@ -1,6 +1,7 @@
 """Locality-aware Parallel Decoding of autoregressive image models: kernels, models, decode loop."""
 
 from lpd_ext._binary import VERSION
+from lpd_ext.arrays import with_arrays
 from lpd_ext.decode import decode
 from lpd_ext.info import info
 from lpd_ext.models.config import LPDConfig, VQConfig
@@ -34,4 +35,5 @@ __all__ = [
     "raster_order",
     "token_selection",
     "token_selection_",
+    "with_arrays",
 ]

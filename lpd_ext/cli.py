@@ -305,13 +305,20 @@ def _info(args: argparse.Namespace) -> int:
     print(f"build: {build['compiler']}, torch {build['torch']}, CUDA {build['cuda'] or 'none'}")
     print(f"       {build['flags']}")
     for device in report["devices"]:
-        print(f"{device['device']}: {device['name']}, {device['capability']}")
+        driver = f", driver {device['driver']}" if "driver" in device else ""
+        print(f"{device['device']}: {device['name']}, {device['capability']}{driver}")
     variants = report["cpu_variants"]
     print(f"CPU kernels: {variants['in use']} (of {', '.join(variants['available'])})")
-    print("kernels, compared with their plain-torch reference just now:")
+    print("kernels, compared with their plain-torch reference (on the CPU just now):")
     for op, by_device in kernels.items():
-        for device_type, entry in by_device.items():
-            print(f"  {op:16} {device_type:5} {entry['state']:10} {entry['detail']}")
+        for device_name, entry in by_device.items():
+            when = ""
+            if "checked" in entry:
+                when = f" ({entry['checked']}, driver {entry['driver'] or 'unknown'})"
+            print(f"  {op:16} {device_name:6} {entry['state']:10} {entry['detail']}{when}")
+    print("CUDA kernels of this version:")
+    for op, record in report["cuda_kernels"].items():
+        print(f"  {op:16} {record}")
     return _FAILED if failed else 0
 
 

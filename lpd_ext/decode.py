@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lpd_ext.decode_request import check_request
-from lpd_ext.kernels import OPS, Kernels
+from lpd_ext.kernels import Kernels, kernels_for
 from lpd_ext.models.lpd import LPD, UNCONDITIONAL, cu_group_sizes
 
 Progress: TypeAlias = Callable[[int, int, Tensor], None]
@@ -56,7 +56,7 @@ def decode(
     known_tokens: Tensor | None = ...,
     forced_tokens: Tensor | None = ...,
     return_logits: Literal[False] = ...,
-    kernels: Kernels = ...,
+    kernels: Kernels | None = ...,
     progress: Progress | None = ...,
 ) -> Tensor: ...
 
@@ -77,7 +77,7 @@ def decode(
     known_tokens: Tensor | None = ...,
     forced_tokens: Tensor | None = ...,
     return_logits: Literal[True],
-    kernels: Kernels = ...,
+    kernels: Kernels | None = ...,
     progress: Progress | None = ...,
 ) -> tuple[Tensor, Tensor]: ...
 
@@ -98,7 +98,7 @@ def decode(
     known_tokens: Tensor | None = None,
     forced_tokens: Tensor | None = None,
     return_logits: bool = False,
-    kernels: Kernels = OPS,
+    kernels: Kernels | None = None,
     progress: Progress | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Decode images of a batch, one group of positions a forward pass.
@@ -139,8 +139,10 @@ def decode(
         int64 ``[batch, seq_len]`` in raster order: fed back in place of the tokens chosen.
     return_logits : bool
         Also return the logits.
-    kernels : Kernels
-        The operators (`lpd_ext.kernels.OPS`) or their reference (`REFERENCE`).
+    kernels : Kernels, optional
+        The operators (`lpd_ext.kernels.OPS`) or their reference (`REFERENCE`). By default
+        `lpd_ext.kernels.kernels_for` the model's device: operators, and plain torch for those that
+        have no kernel there or fail their self-check.
     progress : Callable, optional
         Called after each step with (steps done, steps in all, tokens so far).
 
@@ -184,6 +186,7 @@ def decode(
         model, class_labels, group_sizes, order, uniform, cfg_scale, cfg_schedule, temperature,
         top_k, top_p, known_tokens, forced_tokens,
     )  # fmt: skip
+    kernels = kernels_for(model.device) if kernels is None else kernels
     guided = request.cfg_scale is not None
     labels = class_labels
     if guided:

@@ -1,12 +1,14 @@
 """The kernels a decode loop runs on, as a value: compiled operators or their plain-torch twins."""
 
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from lpd_ext import ops
 from lpd_ext.ops import reference
+from lpd_ext.verdicts import trusted
 
 
 class GroupAttention(Protocol):
@@ -60,3 +62,37 @@ class Kernels:
 
 OPS = Kernels("ops", ops.group_attention, ops.token_selection)
 REFERENCE = Kernels("reference", reference.group_attention, reference.token_selection)
+
+
+def kernels_for(device: torch.device) -> Kernels:
+    """Choose the kernels of a device: each op that is known to be right there, else its reference.
+
+    Parameters
+    ----------
+    device : torch.device
+        Where the tensors are.
+
+    Returns
+    -------
+    Kernels
+        `OPS` on the CPU, whose kernels the test-suite runs. On the first use of another device
+        every op is checked (`lpd_ext.verdicts`); one that fails or has no kernel there is replaced,
+        and `name` says so.
+
+    Warns
+    -----
+    RuntimeWarning
+        An op failed its check. One that has no kernel for the device is no failure.
+
+    Examples
+    --------
+    >>> kernels_for(torch.device("cpu")).name
+    'ops'
+    """
+    device = torch.empty(0, device=device).device  # "cuda" with its index
+    replaced: dict[str, Any] = {
+        op: getattr(REFERENCE, op)
+        for op in ("group_attention", "token_selection")
+        if not trusted(op, device)
+    }
+    return replace(OPS, name=" and reference ".join([OPS.name, *replaced]), **replaced)

@@ -18,7 +18,7 @@ from lpd_ext.checks import check_int, fail
 from lpd_ext.class_names import ClassLabel, ClassNames
 from lpd_ext.decode import InvalidLogitsError, Progress, decode
 from lpd_ext.files import write_atomically
-from lpd_ext.kernels import OPS, Kernels
+from lpd_ext.kernels import OPS, Kernels, kernels_for
 from lpd_ext.models.checkpoint import load_lpd, load_vq, save_weights
 from lpd_ext.models.lpd import LPD
 from lpd_ext.models.vq import VQModel
@@ -88,8 +88,9 @@ class LPDPipeline:
     On the CPU, in float32 and bfloat16, with the operators, calls decode by plans
     (`lpd_ext.DecodePlan`): then tokens are the same in batches of any size and on any number of
     threads. Plans are kept for the next call, up to 4 GiB (`lpd_ext.PlanCache`), see `release`;
-    calls from several threads decode one after the other. All else goes through `lpd_ext.decode`,
-    models with hooks or layers of their own, too.
+    calls from several threads decode one after the other. All else goes through `lpd_ext.decode`:
+    models with hooks or layers of their own, and every other device, for which there are no plans
+    yet. Orders and random numbers are drawn on the CPU then, too, and moved.
 
     Examples
     --------
@@ -250,7 +251,7 @@ class LPDPipeline:
         top_p: PerImage | None = None,
         repulsion_threshold: int | None = None,
         batch_size: int | None = None,
-        kernels: Kernels = OPS,
+        kernels: Kernels | None = None,
         progress: Progress | None = None,
     ) -> LPDOutput:
         """Generate one image for each label.
@@ -267,8 +268,8 @@ class LPDPipeline:
         batch_size : int, optional
             Images decoded together; a smaller last batch is padded to it. By default all, but no
             more than 64.
-        kernels : Kernels
-            The operators (`lpd_ext.kernels.OPS`) or their reference (`REFERENCE`).
+        kernels : Kernels, optional
+            As `lpd_ext.decode` takes them; by default those of the model's device.
         progress : Callable, optional
             Called after each step with (steps done, steps in all, tokens so far), steps counted
             over all batches, tokens those of the current one (-1 = not yet decoded).
@@ -315,6 +316,9 @@ class LPDPipeline:
             batch_size = min(count, _DEFAULT_BATCH_SIZE)
         batch_size = unwrapped(batch_size)
         check_int(_OWNER, "batch_size", batch_size, 1)
+
+        if kernels is None:
+            kernels = kernels_for(self.model.device)
 
         images, tokens, steps = [], [], []
         num_batches = -(-count // batch_size)

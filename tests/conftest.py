@@ -44,8 +44,7 @@ def place(request):
 def device(place, monkeypatch):
     """The device of the tensors that an op under test takes."""
     if place.kind == "simt":
-        emulator.load()
-        monkeypatch.setattr(torch.ops, "lpd_ext", torch.ops.lpd_ext_simt)
+        emulator.use(monkeypatch)
     return device_of(place)
 
 

@@ -21,3 +21,9 @@ def load():
 def configure(order, seed=1):
     """Set the schedule of the launches that follow."""
     load().simt_configure(ORDERS.index(order), ctypes.c_uint64(seed), 0)
+
+
+def use(monkeypatch):
+    """Let the public functions of ops run their emulated CUDA kernels for the rest of a test."""
+    load()
+    monkeypatch.setattr(torch.ops, "lpd_ext", torch.ops.lpd_ext_simt)

@@ -2,8 +2,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cases import ATTENTION_CASES, HALF_AND_FLOAT, AttentionCase
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch._subclasses import FakeTensorMode
 
 from lpd_ext import group_attention
@@ -72,46 +70,6 @@ def test_against_float64(device, variant, case, dtype):
     assert out.dtype == dtype
     assert_close(out, same_dtype, truth)
     # The context rows are appended bit for bit, nothing else is touched (NaN stays NaN).
-    torch.testing.assert_close(k_cache.double(), wide[1], rtol=0, atol=0, equal_nan=True)
-    torch.testing.assert_close(v_cache.double(), wide[2], rtol=0, atol=0, equal_nan=True)
-
-
-@st.composite
-def shapes(draw):
-    q_len, cache_len = draw(st.integers(0, 9)), draw(st.integers(0, 20))
-    context_len = draw(st.integers(0, q_len))
-    return AttentionCase(
-        name="drawn",
-        batch=draw(st.integers(0, 3)),
-        q_len=q_len,
-        num_heads=draw(st.integers(1, 3)),
-        head_dim=draw(st.sampled_from([32, 64, 80, 96, 128])),
-        cache_len=cache_len,
-        context_len=context_len,
-        max_kv_len=cache_len + context_len + draw(st.integers(0, 3)),
-    )
-
-
-@settings(max_examples=40, deadline=None, derandomize=True)
-@given(
-    case=shapes(),
-    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
-    more_rows=st.integers(0, 2),
-    more_columns=st.integers(0, 5),
-)
-def test_any_shape(case, dtype, more_rows, more_columns):
-    qkv, k_cache, v_cache = make_inputs(case, dtype, "cpu")
-    width = 3 * case.num_heads * case.head_dim
-    rows = torch.full((case.batch, case.q_len + more_rows, width + more_columns), torch.nan)
-    view = rows.to(dtype)[:, : case.q_len, :width].unflatten(2, qkv.shape[2:])
-    view.copy_(qkv)
-    same_dtype = sdpa(case, qkv, k_cache, v_cache)
-    wide = (qkv.double(), k_cache.double(), v_cache.double())
-    truth = run(reference.group_attention, case, *wide)
-    out = run(group_attention, case, view, k_cache, v_cache)
-    assert out.shape == truth.shape
-    if out.numel():
-        assert_close(out, same_dtype, truth)
     torch.testing.assert_close(k_cache.double(), wide[1], rtol=0, atol=0, equal_nan=True)
     torch.testing.assert_close(v_cache.double(), wide[2], rtol=0, atol=0, equal_nan=True)
 

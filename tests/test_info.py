@@ -1,12 +1,20 @@
 """The report on this machine, and that its verdicts can fall."""
 
+import dataclasses
 import json
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 from lpd_ext import _binary, cpu_variant, ops
-from lpd_ext.info import info
+from lpd_ext.cli import main
+from lpd_ext.info import RUN_ON, info
+from lpd_ext.verdicts import RememberedVerdict
+
+ROOT = Path(__file__).parent.parent
+info_module = sys.modules["lpd_ext.info"]  # the package's name of it is the function
 
 OPS = (
     "group_attention",
@@ -46,10 +54,100 @@ def test_ops_are_not_claimed_where_there_is_no_build(monkeypatch):
 
 
 def test_a_build_without_a_device_is_not_called_verified(monkeypatch):
+    # Nor is an op that has no CUDA kernel called built.
     build = _binary.host.build_info() | {"cuda": "13.0"}
     monkeypatch.setattr(_binary, "host", FakeHost(build))
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert {entry["cuda"]["state"] for entry in info()["kernels"].values()} == {"no device"}
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(info_module, "_has_cuda_kernel", lambda op: op == "group_attention")
+    kernels = info()["kernels"]
+    expected = dict.fromkeys(OPS, "not built") | {"group_attention": "no device"}
+    assert {op: kernels[op]["cuda"]["state"] for op in OPS} == expected
+
+
+def test_the_dispatcher_knows_what_is_built():
+    assert not info_module._has_cuda_kernel("group_order")
+    with torch.library._scoped_library("lpd_ext", "IMPL") as library:
+        library.impl("group_order", lambda *args: None, "CUDA")
+        assert info_module._has_cuda_kernel("group_order")
+
+
+@pytest.fixture
+def two_gpus(monkeypatch):
+    """Two GPUs, as the report sees them."""
+    remembered = RememberedVerdict("verified", "agrees", "2026-01-02T03:04:05+00:00", "580.65.06")
+    failed = dataclasses.replace(remembered, state="failed", detail="differs by 7")
+
+    def verdicts(device):
+        found = dict.fromkeys(OPS, remembered)
+        return found | {"group_attention": failed} if device.index == 1 else found
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda i: f"GPU {i}")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda i: (9, i))
+    monkeypatch.setattr(info_module, "driver_version", lambda: "580.65.06")
+    monkeypatch.setattr(info_module, "verdicts", verdicts)
+
+
+def test_every_gpu_has_its_verdicts(two_gpus):
+    report = info()
+    assert report["devices"][2] == {
+        "device": "cuda:1",
+        "name": "GPU 1",
+        "capability": "sm_91",
+        "driver": "580.65.06",
+    }
+    kernels = report["kernels"]
+    assert kernels["group_attention"].keys() == {"cpu", "cuda:0", "cuda:1"}
+    assert kernels["group_attention"]["cuda:0"]["state"] == "verified"
+    assert kernels["token_selection"]["cuda:1"]["state"] == "verified"
+    assert kernels["group_attention"]["cuda:1"] == {
+        "state": "failed",
+        "detail": "differs by 7",
+        "checked": "2026-01-02T03:04:05+00:00",
+        "driver": "580.65.06",
+    }
+
+
+def test_the_command_line_shows_when_a_gpu_was_checked(two_gpus, capsys):
+    assert main(["info"]) == 1  # one has failed
+    lines = capsys.readouterr().out.splitlines()
+    (line,) = [line for line in lines if "cuda:1" in line and "group_attention" in line]
+    assert "failed" in line
+    assert "2026-01-02T03:04:05+00:00, driver 580.65.06" in line
+    record = info()["cuda_kernels"]["group_attention"]
+    assert f"  group_attention  {record}" in lines
+
+
+def test_a_gpu_on_which_nothing_runs_is_reported(two_gpus, monkeypatch):
+    def full(device):
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to")
+
+    monkeypatch.setattr(info_module, "verdicts", full)
+    entry = info()["kernels"]["group_attention"]["cuda:0"]
+    assert entry == {"state": "unchecked", "detail": "CUDA out of memory."}
+
+
+def test_what_no_gpu_has_run_says_so(monkeypatch):
+    monkeypatch.setattr(info_module, "RUN_ON", {"group_attention": (), "group_order": ("A", "B")})
+    record = info()["cuda_kernels"]
+    assert record["group_attention"] == "not yet run on a GPU"
+    assert record["group_order"] == "run on A, B"
+    assert record["token_selection"] == "none yet"
+
+
+def unproven(run_on, sources, results):
+    """Kernels without a line in RUN_ON, and GPUs in it without a committed measurement."""
+    unlisted = {stem for stem in sources if not any(stem.startswith(op) for op in run_on)}
+    measured = {result["machine_info"].get("gpu") for result in results}
+    return unlisted | {gpu for gpus in run_on.values() for gpu in gpus if gpu not in measured}
+
+
+def test_the_record_of_gpus_can_be_proven():
+    results = [json.loads(p.read_text()) for p in (ROOT / "benchmarks/results").glob("*.json")]
+    sources = [path.stem for path in (ROOT / "csrc/cuda").glob("*.cu")]
+    assert not unproven(RUN_ON, sources, results)
+    planted = {"group_attention": ("No GPU",)}
+    assert unproven(planted, ["other", "group_attention_sm90"], results) == {"No GPU", "other"}
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -76,14 +174,16 @@ def test_nan_is_a_difference(monkeypatch):
     assert info()["kernels"]["group_attention"]["cpu"]["state"] == "failed"
 
 
-def test_a_written_cache_counts(monkeypatch):
+@pytest.mark.parametrize("forgotten", [0, 1], ids=["k_cache", "v_cache"])
+def test_a_written_cache_counts(monkeypatch, forgotten):
     # Right output, wrong side effect.
     right = ops.group_attention
 
-    def forgets_the_cache(qkv, k_cache, v_cache, *args):
-        return right(qkv, k_cache.clone(), v_cache.clone(), *args)
+    def forgets_a_cache(qkv, *args):
+        caches = [cache.clone() if i == forgotten else cache for i, cache in enumerate(args[:2])]
+        return right(qkv, *caches, *args[2:])
 
-    monkeypatch.setattr(ops, "group_attention", forgets_the_cache)
+    monkeypatch.setattr(ops, "group_attention", forgets_a_cache)
     assert info()["kernels"]["group_attention"]["cpu"]["state"] == "failed"
 
 

@@ -95,6 +95,61 @@ def test_two_machines_stand_apart(results):
     assert "**there:** Some CPU" in text
 
 
+def on_gpu(result):
+    """The same measurements, those of `op` taken on a GPU too."""
+    more = copy.deepcopy(result["benchmarks"][:2])
+    for benchmark in more:
+        benchmark["extra_info"] |= {"device": "cuda"}
+        benchmark["extra_info"]["ours"] |= {"cupy_us": 50.0}
+        benchmark["extra_info"]["baselines"]["a"]["ratio"] = 4.0
+    gpu = {"gpu": "Some GPU", "driver": "580.65.06", "cuda": "13.0"}
+    return result | {
+        "machine_info": result["machine_info"] | gpu,
+        "benchmarks": [*result["benchmarks"], *more],
+    }
+
+
+def test_times_on_the_gpu_stand_apart(results):
+    # One mean over both devices, or a GPU's time under the name of the CPU, would mislead.
+    both = {"here": report.trim([on_gpu(measured())])}
+    alone = report.fill(REGION.format("op", ""), results).splitlines()
+    lines = report.fill(REGION.format("op", ""), both).splitlines()
+    assert lines[: len(alone) - 1] == alone[:-1]
+    assert lines[len(alone) : len(alone) + 2] == ["**times on the GPU**", ""]
+    assert [line for line in lines if "geometric mean" in line] == [
+        "| geometric mean |  | 1.02x | 10x |",
+        "| geometric mean |  | 4.00x | 10x |",
+    ]
+
+
+def test_a_machine_with_times_on_the_gpu_only(results):
+    gpu = on_gpu(measured())
+    gpu["benchmarks"] = gpu["benchmarks"][-2:]
+    results["there"] = report.trim([gpu])
+    text = report.fill(REGION.format("op", ""), results)
+    assert text.count("**here**") == text.count("**there, times on the GPU**") == 1
+    assert "**there**" not in text
+    caption = report.fill(REGION.format("machine", ""), {"there": results["there"]})
+    assert "Some GPU, driver 580.65.06, CUDA 13.0; Some CPU" in caption
+    assert "CUDA graphs" in caption
+    assert "CUDA" not in report.fill(REGION.format("machine", ""), {"here": results["here"]})
+
+
+def test_a_gpu_that_was_not_timed_is_not_claimed():
+    # The CPU's benchmarks alone, run on a machine that has one.
+    result = on_gpu(measured())
+    result["benchmarks"] = result["benchmarks"][:3]
+    text = report.fill(REGION.format("machine", ""), {"here": report.trim([result])})
+    assert "Some GPU" not in text
+
+
+def test_chart_of_times_on_the_gpu():
+    results = {"here": report.trim([on_gpu(measured())])}
+    root = ElementTree.fromstring(speed_chart(results))
+    titles = [t.text for t in root.iter(f"{SVG}text") if t.get("class") == "op"]
+    assert titles == ["op", "op, times on the GPU"]
+
+
 def test_errors_of_the_logits_are_shown(results):
     row = results["here"]["benchmarks"][0]["extra_info"]
     row |= {"logits_error": {"plan": {"max": 0.123, "mean": 0.0456}}, "logits_std": 2.5}

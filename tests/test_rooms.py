@@ -64,7 +64,10 @@ IMPORTS = {
     "lpd_ext/checks.py": [],
     "lpd_ext/cpu_variant.py": ["lpd_ext._binary", "lpd_ext.checks"],
     "lpd_ext/models": ["lpd_ext.models", "lpd_ext.checks", "lpd_ext.files"],
-    "lpd_ext/kernels.py": ["lpd_ext.ops"],
+    "lpd_ext/self_check.py": ["lpd_ext.ops", "lpd_ext.schedule"],
+    "lpd_ext/verdicts.py": ["lpd_ext._binary", "lpd_ext.files", "lpd_ext.self_check"],
+    "lpd_ext/kernels.py": ["lpd_ext.ops", "lpd_ext.verdicts"],
+    "lpd_ext/arrays.py": ["lpd_ext.checks"],
     "lpd_ext/orders.py": ["lpd_ext.ops", "lpd_ext.checks", "lpd_ext.philox"],
     "lpd_ext/philox.py": [],
     "lpd_ext/files.py": [],
@@ -94,7 +97,7 @@ IMPORTS = {
 }
 ANYTHING_OF_THE_PACKAGE = {"lpd_ext/__init__.py", "lpd_ext/ops/__init__.py"}
 THE_BINARY = {"lpd_ext/__init__.py", "lpd_ext/_binary.py", "lpd_ext/schedule.py", "lpd_ext/info.py",
-              "lpd_ext/cpu_variant.py"}  # fmt: skip
+              "lpd_ext/cpu_variant.py", "lpd_ext/verdicts.py"}  # fmt: skip
 
 
 def cpp_files():

@@ -133,6 +133,48 @@ def test_a_duel_from_fixture_to_report(tmp_path):
     assert "| case | " in fill(region, {"here": trim([result])})
 
 
+FAKE_GPU = """
+import gpu_timer
+class FakeGpu:
+    # Every call takes 10 us, the one named "slow" 30 us; a flush takes long.
+    now = 0.0
+    def capture(self, run):
+        return run
+    def flush(self):
+        FakeGpu.now += 1.0
+    def seconds(self, run):
+        begin = FakeGpu.now
+        run()
+        return FakeGpu.now - begin
+    def synchronize(self):
+        pass
+gpu_timer.current_gpu = FakeGpu
+def call(x):
+    FakeGpu.now += 10e-6
+def slow(x):
+    FakeGpu.now += 30e-6
+def test_tiny(versus):
+    versus("op", "case", call, {"slow": slow}, inputs=[(1,), (2,)], rounds=5, device="cuda")
+def test_devices(device):
+    pass
+"""
+
+
+def test_a_duel_on_the_gpu_keeps_both_times(tmp_path):
+    shutil.copy(BENCHMARKS / "conftest.py", tmp_path)
+    (tmp_path / "bench_tiny.py").write_text(FAKE_GPU)
+    (tmp_path / "pytest.ini").write_text("[pytest]\npython_files = bench_*.py\n")
+    pytest_run("--benchmark-json=bench.json", "--strict-markers", cwd=tmp_path)
+    (benchmark,) = json.loads((tmp_path / "bench.json").read_text())["benchmarks"]
+    info = benchmark["extra_info"]
+    assert info["device"] == "cuda"
+    assert info["ours"]["median_us"] == pytest.approx(10)
+    assert info["baselines"]["slow"]["median_us"] == pytest.approx(30)
+    assert info["baselines"]["slow"]["ratio"] == pytest.approx(3)
+    # The host's own time is pytest-benchmark's, another one.
+    assert 0 < benchmark["stats"]["median"] * 1e6 != pytest.approx(10, rel=1e-6)
+
+
 def test_benchmarks_of_ops_run_and_verify():
     # Their smallest cases, untimed: a benchmark nobody runs rots.
     smallest = "256-0-2 or unfiltered or (one and 16x16)"

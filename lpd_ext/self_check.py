@@ -1,0 +1,199 @@
+"""Every kernel once on small inputs, compared with its plain-torch reference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lpd_ext import ops
+from lpd_ext.ops import reference
+from lpd_ext.schedule import group_sizes
+
+VERIFIED, FAILED, NOT_BUILT = "verified", "failed", "not built"
+STATES = (VERIFIED, FAILED, NOT_BUILT)
+
+_TOLERANCE = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
+_ALL_DTYPES = ", ".join(str(dtype).removeprefix("torch.") for dtype in _TOLERANCE)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a self-check found.
+
+    Parameters
+    ----------
+    state : str
+        ``"verified"``, ``"failed"``, or ``"not built"``: the op has no kernel for the device.
+    detail : str
+        What agrees, how large the difference is, or what the op said.
+    """
+
+    state: str
+    detail: str
+
+
+def self_check(op: str, device: torch.device) -> Verdict:
+    """Run an op on small inputs and compare it with its reference.
+
+    Parameters
+    ----------
+    op : str
+        One of `CHECKS`.
+    device : torch.device
+        Where the op runs.
+
+    Returns
+    -------
+    Verdict
+        What was found.
+
+    Raises
+    ------
+    torch.OutOfMemoryError
+        The device has no room for a few kilobytes, which is not the kernel's fault.
+
+    Notes
+    -----
+    Inputs are made on the CPU and the reference is run there, on those very values in float64: no
+    setting of the device (TF32, autocast) has a say in what is right.
+    """
+    try:
+        return Verdict(VERIFIED, CHECKS[op](device))
+    except torch.OutOfMemoryError:
+        raise
+    except NotImplementedError as error:
+        return Verdict(NOT_BUILT, _first_line(error))
+    except (RuntimeError, ValueError, TypeError) as error:
+        return Verdict(FAILED, _first_line(error))
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0] or type(error).__name__
+
+
+class _Inputs:
+    """Random numbers that are the same everywhere, whatever torch's defaults are."""
+
+    def __init__(self) -> None:
+        self._generator = torch.Generator("cpu").manual_seed(0)
+
+    def normal(self, *shape: int) -> Tensor:
+        return torch.randn(shape, generator=self._generator, dtype=torch.float32, device="cpu")
+
+    def uniform(self, *shape: int) -> Tensor:
+        return torch.rand(shape, generator=self._generator, dtype=torch.float64, device="cpu")
+
+
+def _integers(rows: list[Any]) -> Tensor:
+    return torch.tensor(rows, dtype=torch.int64, device="cpu")
+
+
+def _check_group_attention(device: torch.device) -> str:
+    inputs = _Inputs()
+    for dtype, tolerance in _TOLERANCE.items():
+        qkv = inputs.normal(2, 9, 3, 2, 64).to(dtype)
+        expected_k, expected_v = inputs.normal(2, 2, 2, 40, 64).to(dtype).double()
+        k_cache, v_cache = expected_k.to(device, dtype), expected_v.to(device, dtype)
+        out = ops.group_attention(qkv.to(device), k_cache, v_cache, 33, 4)
+        expected = reference.group_attention(qkv.double(), expected_k, expected_v, 33, 4)
+        _expect_close(out, expected, tolerance)
+        _expect_close(k_cache, expected_k, 0)
+        _expect_close(v_cache, expected_v, 0)
+    return f"agrees with the reference in {_ALL_DTYPES}"
+
+
+def _check_token_selection(device: torch.device) -> str:
+    inputs = _Inputs()
+    options: dict[str, Any] = {
+        "cfg_scale": torch.linspace(1, 4, 8, dtype=torch.float32, device="cpu"),
+        "temperature": torch.tensor([0.0, 0.8], dtype=torch.float32, device="cpu"),
+        "top_k": _integers([0, 40]),
+    }
+    for dtype in _TOLERANCE:
+        logits, uniform = inputs.normal(4, 8, 300).to(dtype), inputs.uniform(2, 8)
+        moved = {name: option.to(device) for name, option in options.items()}
+        ids = ops.token_selection(logits.to(device), uniform.to(device), **moved, top_p=0.9)
+        expected = reference.token_selection(logits, uniform, **options, top_p=0.9)
+        _expect_close(ids, expected, 0)
+    return f"same ids as the reference in {_ALL_DTYPES}"
+
+
+def _check_token_selection_(device: torch.device) -> str:
+    inputs = _Inputs()
+    positions, uniform = _integers([[7, 0, 3], [2, 4, 5]]), inputs.uniform(2, 3)
+    for dtype in _TOLERANCE:
+        logits = inputs.normal(2, 3, 300).to(dtype)
+        expected = _integers([[-7] * 8] * 2)
+        tokens = expected.to(device, copy=True)
+        ops.token_selection_(tokens, *(x.to(device) for x in (positions, logits, uniform)))
+        reference.token_selection_(expected, positions, logits, uniform)
+        _expect_close(tokens, expected, 0)
+    return f"same ids as the reference in {_ALL_DTYPES}"
+
+
+def _check_fused_linear(device: torch.device) -> str:
+    inputs = _Inputs()
+    norm = (inputs.normal(48), inputs.normal(48))
+    moved = (norm[0].to(device), norm[1].to(device))
+    for dtype in (torch.float32, torch.bfloat16):
+        tolerance = 8 * _TOLERANCE[dtype]  # sums of 48 products
+        weight, bias = inputs.normal(40, 48).to(dtype), inputs.normal(40)
+        packed = ops.pack_linear(weight.to(device), bias.to(device))
+        for epilogue in ("gelu", "add"):
+            x, y = inputs.normal(2, 5, 48), inputs.normal(2, 5, 40)
+            out = y.to(device, copy=True)
+            ops.fused_linear(x.to(device), packed, norm=moved, epilogue=epilogue, out=out)
+            expected = reference.fused_linear(
+                x.double(), weight, bias, norm=norm, epilogue=epilogue, out=y.double()
+            )
+            _expect_close(out, expected, tolerance)
+    return "agrees with the reference in float32, bfloat16"
+
+
+def _check_group_embedding(device: torch.device) -> str:
+    inputs = _Inputs()
+    tokens = _integers([[4, 0, -1, 2], [1, 1, 3, 0]])
+    order = _integers([[3, 0, 2, 1], [0, 1, 2, 3]])
+    norm = (inputs.normal(48), inputs.normal(48))
+    moved = (norm[0].to(device), norm[1].to(device))
+    for dtype in _TOLERANCE:
+        tables = [inputs.normal(*shape).to(dtype) for shape in ((5, 48), (48,), (4, 48))]
+        moved_tables = [table.to(device) for table in tables]
+        exact_tables = [table.double() for table in tables]
+        out = torch.zeros(4, 4, 48, dtype=torch.float32, device=device)
+        expected = torch.zeros(4, 4, 48, dtype=torch.float64, device="cpu")
+        arguments: Any = (tokens.to(device), order.to(device), *moved_tables, moved, (0, 3), 4)
+        ops.group_embedding(*arguments, out=out)
+        arguments = (tokens, order, *exact_tables, norm, (0, 3), 4)
+        reference.group_embedding(*arguments, out=expected)
+        _expect_close(out, expected, 1e-5)
+    return f"agrees with the reference in {_ALL_DTYPES}"
+
+
+def _check_group_order(device: torch.device) -> str:
+    seeds, grid = _integers([0, -1, 2**40]), (6, 7)
+    sizes = group_sizes(42, 6)
+    order = ops.group_order(seeds.to(device), grid, sizes)
+    _expect_close(order, reference.group_order(seeds, grid, sizes), 0)
+    return "same orders as the reference"
+
+
+def _expect_close(got: Tensor, expected: Tensor, tolerance: float) -> None:
+    # Fetched to the CPU first: an error of the kernel shows here, where it has a name.
+    error = float((got.cpu().double() - expected.double()).abs().max())
+    if not error <= tolerance:  # NaN counts as an error
+        raise RuntimeError(f"differs from the reference by {error:g} (at most {tolerance:g})")
+
+
+CHECKS: dict[str, Callable[[torch.device], str]] = {
+    "group_attention": _check_group_attention,
+    "token_selection": _check_token_selection,
+    "token_selection_": _check_token_selection_,
+    "fused_linear": _check_fused_linear,
+    "group_embedding": _check_group_embedding,
+    "group_order": _check_group_order,
+}

@@ -1,0 +1,164 @@
+"""What the emulated tests would miss: changes a kernel in one place at a time and runs them.
+
+``python tests/mutants.py`` takes every barrier, wait, atomic, lane mask, comparison, conjunction
+and bound of every kernel in turn, and lists the mutants that no test catches. Those that are known
+stand in survivors.json, each with the reason why it harms nobody; any other survivor, and an
+explanation that is no longer needed, fails the run. ``--list`` shows the mutants, ``--only TEXT``
+takes those whose description holds it.
+"""
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+KERNELS = ROOT / "csrc/cuda"
+SURVIVORS = ROOT / "tests/survivors.json"
+LONGEST_RUN = 300  # seconds, after which a mutant counts as caught: it hangs
+
+_OLD = "[](auto* p, auto v) {{ const auto old = *p; *p = {}; return old; }}"
+RULES = [  # a pattern, and what it becomes
+    (r"__syncthreads\(\);", ";"),
+    (r"__syncwarp\([^)]*\);", ";"),
+    (r"\w+::cp_async_wait<\d+>\(\);", ";"),
+    (r"cp_async_wait<(\d+)>", lambda match: f"cp_async_wait<{int(match[1]) + 1}>"),
+    (r"\batomicAdd(?=\()", _OLD.format("old + v")),
+    (r"\batomicMax(?=\()", _OLD.format("old > v ? old : v")),
+    (r"\batomicMin(?=\()", _OLD.format("old < v ? old : v")),
+    (r"\batomicOr(?=\()", _OLD.format("old | v")),
+    (r"\b0xffffffffu\b", "0x7fffffffu"),
+    (r" < ", " <= "),
+    (r" <= ", " < "),
+    (r" > ", " >= "),
+    (r" >= ", " > "),
+    (r" == ", " != "),
+    (r" != ", " == "),
+    (r" && ", " || "),
+    (r" \|\| ", " && "),
+    (r" \+ 1\b(?!\.)", ""),
+    (r" - 1\b(?!\.)", ""),
+]
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One change of one line."""
+
+    file: str
+    number: int  # of the line, from 1
+    nth: int  # of the places in the line that the rule fits, from 1
+    before: str
+    after: str
+
+    def __str__(self):
+        place = f" (place {self.nth})" if self.nth > 1 else ""
+        return f"{self.file}:{self.number}{place}: {self.before} -> {self.after}"
+
+    @property
+    def key(self) -> dict[str, str]:
+        """What names it in survivors.json: lines move."""
+        return {"file": self.file, "before": self.before, "after": self.after}
+
+
+def mutants_of(name: str, source: str) -> Iterator[Mutant]:
+    """Yield every mutant of a file; comments, directives and static assertions are left alone."""
+    for number, line in enumerate(source.splitlines(), 1):
+        code = line.split("//")[0]
+        if re.match(r"\s*(#|static_assert)", code):
+            continue
+        for pattern, becomes in RULES:
+            for nth, match in enumerate(re.finditer(pattern, code), 1):
+                text = becomes(match) if callable(becomes) else becomes
+                changed = line[: match.start()] + text + line[match.end() :]
+                yield Mutant(name, number, nth, line.strip(), changed.strip())
+
+
+def mutated(source: str, mutant: Mutant) -> str:
+    """Return the source with the mutant's line in place of the original."""
+    lines = source.splitlines(keepends=True)
+    assert lines[mutant.number - 1].strip() == mutant.before
+    lines[mutant.number - 1] = mutant.after + "\n"
+    return "".join(lines)
+
+
+def tests_of(file: str) -> list[str]:
+    """Return the test files of a kernel, or of all kernels for what they share."""
+    stems = {Path(file).stem} & {path.stem for path in KERNELS.glob("*.cu")}
+    stems = stems or {path.stem for path in KERNELS.glob("*.cu")}
+    return sorted(str(path) for stem in stems for path in ROOT.glob(f"tests/test_{stem}*.py"))
+
+
+def is_caught(mutant: Mutant) -> bool:
+    """Whether a test fails on the mutant, or it does not compile."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder, "cuda")
+        shutil.copytree(KERNELS, copy)
+        path = copy / mutant.file
+        path.write_text(mutated(path.read_text(), mutant))
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-k", "simt or schedule"]
+        command += tests_of(mutant.file)
+        environment = os.environ | {"LPD_SIMT_CUDA": str(copy), "OMP_NUM_THREADS": "1"}
+        try:
+            result = subprocess.run(
+                command, cwd=ROOT, env=environment, capture_output=True, timeout=LONGEST_RUN
+            )
+        except subprocess.TimeoutExpired:
+            return True
+        if result.returncode not in (0, 1, 2):
+            raise RuntimeError(f"{mutant}: the tests did not run\n{result.stdout.decode()}")
+        return result.returncode != 0
+
+
+def all_mutants() -> list[Mutant]:
+    """Return the mutants of every kernel and of what kernels include."""
+    files = sorted([*KERNELS.glob("*.cu"), *KERNELS.glob("*.cuh")])
+    return [
+        mutant
+        for path in files
+        if path.name != "primitives.cuh"  # what differs between the emulator and nvcc
+        for mutant in mutants_of(path.name, path.read_text())
+    ]
+
+
+def main() -> int:
+    """Run the mutants and compare the survivors with the known ones."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--list", action="store_true", help="show the mutants, run nothing")
+    parser.add_argument("--only", default="", metavar="TEXT", help="those that hold this text")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count())
+    options = parser.parse_args()
+    mutants = [mutant for mutant in all_mutants() if options.only in str(mutant)]
+    if options.list:
+        print(*mutants, sep="\n")
+        return 0
+
+    known = json.loads(SURVIVORS.read_text())
+    survivors, unexplained = [], 0
+    with ThreadPoolExecutor(options.jobs) as pool:
+        for mutant, caught in zip(mutants, pool.map(is_caught, mutants), strict=True):
+            if caught:
+                print("caught  ", mutant, flush=True)
+                continue
+            survivors.append(mutant.key)
+            why = next((entry["why"] for entry in known if mutant.key.items() <= entry.items()), "")
+            unexplained += not why
+            print("survived", mutant, f"\n         {why or 'NOT EXPLAINED'}", flush=True)
+    stale = [entry for entry in known if not any(key.items() <= entry.items() for key in survivors)]
+    if not options.only:
+        for entry in stale:
+            print("explained, but caught or gone:", entry["file"], entry["before"])
+    print(f"{len(mutants)} mutants, {len(survivors)} survivors, {unexplained} of them unexplained")
+    return 1 if unexplained or (stale and not options.only) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
