@@ -7,7 +7,7 @@
 #   test       pytest -m cuda
 #   sanitize   memcheck, racecheck, synccheck and initcheck, each a phase of its own too
 #   bench      every benchmark of the GPU, a JSON each
-#   report     gpu_check.json: machine, versions, verdicts and times of all that ran so far
+#   report     gpu_check.json and measurements.json of all that ran so far
 #
 # Without a PHASE: all of them. What passed with the same sources is not run again (--fresh: it is),
 # and a phase that fails or takes over LPD_PHASE_SECONDS (290) stops none of the others. Results lie
@@ -42,7 +42,7 @@ hash_sources() {
 }
 
 built_for_cuda() {
-  "$python" -c 'import sys, lpd_ext; sys.exit(not lpd_ext.info()["build"]["cuda"])' 2>/dev/null
+  "$python" -c 'from lpd_ext import _binary; exit(not _binary.host.build_info()["cuda"])' 2>/dev/null
 }
 
 phase_build() {
@@ -50,7 +50,8 @@ phase_build() {
   # A build that was brought along lies there before this script ever built one.
   if [ "$dry_run" = 0 ] && [ ! -e "$folder/built_here" ] && built_for_cuda; then
     echo "taking the CUDA build that lies in lpd_ext/"
-    return 0
+    run "$python" -m lpd_ext.cli info
+    return
   fi
   run touch "$folder/built_here"
   run rm -f lpd_ext/*.so
@@ -104,7 +105,9 @@ phase_report() {
 hand_over() {
   tar -C "$folder" --exclude=gpu_check.tar.gz --exclude=built_here \
     -czf "$folder/gpu_check.tar.gz" .
-  [ -z "${OUT:-}" ] || cp "$folder"/gpu_check.* "$OUT/"
+  [ -z "${OUT:-}" ] ||
+    find "$folder" -maxdepth 1 \( -name 'gpu_check.*' -o -name measurements.json \) \
+      -exec cp -t "$OUT" {} +
 }
 
 run_inline() {

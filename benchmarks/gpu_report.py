@@ -1,14 +1,15 @@
 """Facts and verdicts of `gpu_check.sh`.
 
     python benchmarks/gpu_report.py machine         # is all there that the check needs?
-    python benchmarks/gpu_report.py write FOLDER    # FOLDER/gpu_check.json, from what lies there
+    python benchmarks/gpu_report.py write FOLDER    # sums up what lies in FOLDER
 
-The JSON holds no host name and no path; it is what `benchmarks/results/gpu/MACHINE.json` keeps.
+Writes ``gpu_check.json`` (machine, versions, verdicts), kept as `results/gpu/MACHINE.json`, and,
+where something was timed, ``measurements.json``, kept as `results/MACHINE.json`. Neither holds a
+host name or a path.
 """
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import json
 import os
@@ -23,9 +24,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from report import trim
 
 ROOT = Path(__file__).parent.parent
-# Import name -> distribution, where they differ.
 REQUIRED = ["torch", "numpy", "safetensors", "PIL", "tqdm", "pybind11", "setuptools", "pytest"]
 OPTIONAL = ["ninja", "hypothesis", "pytest_benchmark", "cupy", "sklearn", "scipy"]
 TOOLS = ["nvcc", "g++", "compute-sanitizer", "nvidia-smi"]
@@ -91,17 +92,15 @@ def tests(folder: Path) -> dict[str, int]:
     return {name: sum(int(suite.get(name, 0)) for suite in suites) for name in names}
 
 
-def benchmarks(folder: Path) -> list[dict[str, Any]]:
-    """Return name and notes of everything timed."""
-    return [
-        {"name": b["name"], "extra_info": b["extra_info"]}
-        for file in sorted(folder.glob("bench_*.json"))
-        for b in (json.loads(file.read_text()) if file.stat().st_size else {}).get("benchmarks", [])
-    ]
+def measurements(folder: Path) -> dict[str, Any] | None:
+    """Return everything timed, in the form of `report.py`; None if nothing was."""
+    files = [file for file in sorted(folder.glob("bench_*.json")) if file.stat().st_size]
+    runs = [run for file in files if (run := json.loads(file.read_text()))["benchmarks"]]
+    return trim(runs) | {"commit_info": commit()} if runs else None
 
 
 def write(folder: Path) -> None:
-    """Write gpu_check.json."""
+    """Write gpu_check.json and measurements.json."""
     phases = ("build", "test", "memcheck", "racecheck", "synccheck", "initcheck", "bench")
     records = [folder / f"{phase}.json" for phase in phases]
     report = {
@@ -110,9 +109,10 @@ def write(folder: Path) -> None:
         "commit": commit(),
         "phases": [json.loads(record.read_text()) for record in records if record.exists()],
         "tests": tests(folder),
-        "benchmarks": benchmarks(folder),
     }
     (folder / "gpu_check.json").write_text(json.dumps(report, indent=1) + "\n")
+    if timed := measurements(folder):
+        (folder / "measurements.json").write_text(json.dumps(timed, indent=1) + "\n")
 
 
 def _output(*command: str) -> str:
