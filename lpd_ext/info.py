@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from lpd_ext import _binary, cpu_variant
+from lpd_ext.ops.launch import device_types
 from lpd_ext.self_check import CHECKS, NOT_BUILT, Verdict, self_check
 from lpd_ext.verdicts import driver_version, verdicts
 
@@ -107,11 +108,7 @@ def _on_no_gpu() -> dict[str, dict[str, str]]:
         missing = Verdict(NOT_BUILT, "there is no CUDA kernel of it yet")
     else:
         missing = Verdict(NOT_BUILT, "this build has no CUDA kernels")
-    return {op: asdict(absent if _has_cuda_kernel(op) else missing) for op in CHECKS}
-
-
-def _has_cuda_kernel(op: str) -> bool:
-    return torch._C._dispatch_has_kernel_for_dispatch_key(f"lpd_ext::{op}", "CUDA")
+    return {op: asdict(absent if "cuda" in device_types(op) else missing) for op in CHECKS}
 
 
 def _record(op: str) -> str:

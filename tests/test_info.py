@@ -11,6 +11,7 @@ import torch
 from lpd_ext import _binary, cpu_variant, ops
 from lpd_ext.cli import main
 from lpd_ext.info import RUN_ON, info
+from lpd_ext.ops.launch import device_types
 from lpd_ext.verdicts import RememberedVerdict
 
 ROOT = Path(__file__).parent.parent
@@ -58,17 +59,18 @@ def test_a_build_without_a_device_is_not_called_verified(monkeypatch):
     build = _binary.host.build_info() | {"cuda": "13.0"}
     monkeypatch.setattr(_binary, "host", FakeHost(build))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    monkeypatch.setattr(info_module, "_has_cuda_kernel", lambda op: op == "group_attention")
+    built = {"group_attention": ("cpu", "cuda")}
+    monkeypatch.setattr(info_module, "device_types", lambda op: built.get(op, ("cpu",)))
     kernels = info()["kernels"]
     expected = dict.fromkeys(OPS, "not built") | {"group_attention": "no device"}
     assert {op: kernels[op]["cuda"]["state"] for op in OPS} == expected
 
 
 def test_the_dispatcher_knows_what_is_built():
-    assert not info_module._has_cuda_kernel("group_order")
+    assert device_types("group_order") == ("cpu",)
     with torch.library._scoped_library("lpd_ext", "IMPL") as library:
         library.impl("group_order", lambda *args: None, "CUDA")
-        assert info_module._has_cuda_kernel("group_order")
+        assert device_types("group_order") == ("cpu", "cuda")
 
 
 @pytest.fixture

@@ -86,9 +86,7 @@ __global__ void __launch_bounds__(kThreads)
   T* const out = static_cast<T*>(params.out) + image * params.q_len * width + head * kHeadDim;
 
   const GroupLengths lengths = lengths_of(params, image);
-  const int end_row = static_cast<int>(params.q_len) < first_row + kRows
-                          ? static_cast<int>(params.q_len)
-                          : first_row + kRows;
+  const int end_row = min(static_cast<int>(params.q_len), first_row + kRows);
   if (!fit(lengths, params)) return fill_rows<T, kHeadDim>(out, width, first_row, end_row, NAN);
   if (first_row >= lengths.q_len) return fill_rows<T, kHeadDim>(out, width, first_row, end_row, 0);
 
@@ -101,21 +99,18 @@ __global__ void __launch_bounds__(kThreads)
     widen(elements, params.scale * kLog2E, &queries[row][chunk * Chunk<T>::kSize / 4]);
   }
 
-  // How many keys a row sees: 0 for padding. Later rows see no fewer, but for padding.
+  // The whole mask. Padding is computed like a query, and not used.
   const auto num_seen = [&](int64_t row) {
-    return row < lengths.context_len ? lengths.cache_len + lengths.context_len
-           : row < lengths.q_len     ? lengths.cache_len + lengths.q_len
-                                     : 0;
+    return lengths.cache_len + (row < lengths.context_len ? lengths.context_len : lengths.q_len);
   };
-  const int64_t last_row = (end_row < lengths.q_len ? end_row : lengths.q_len) - 1;
-  const int64_t num_keys = num_seen(last_row);
+  const int64_t num_keys = num_seen(min(static_cast<int64_t>(end_row), lengths.q_len) - 1);
 
   float maxima[kRowsPerWarp], totals[kRowsPerWarp] = {}, sums[kRowsPerWarp][kColumns] = {};
 #pragma unroll
   for (float& maximum : maxima) maximum = -INFINITY;
 
   for (int64_t first_key = 0; first_key < num_keys; first_key += kKeys) {
-    const int count = num_keys - first_key < kKeys ? static_cast<int>(num_keys - first_key) : kKeys;
+    const int count = static_cast<int>(min(num_keys - first_key, static_cast<int64_t>(kKeys)));
     __syncthreads();  // the last tile has been read
     for (int i = threadIdx.x; i < count * kChunks; i += kThreads) {
       const int key = i / kChunks, chunk = i % kChunks, column = chunk * Chunk<T>::kSize;
