@@ -5,7 +5,8 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 SOURCES := $(shell find csrc -type f) setup.py pyproject.toml lpd_ext/_binary.py
 NVCC := $(shell command -v nvcc 2>/dev/null)
-EXTRAS := dev,bench$(if $(NVCC),$(shell echo ,sass))
+comma := ,
+EXTRAS := dev,bench$(if $(NVCC),$(comma)sass)
 
 # The CUDA build has a torch, a venv and a build folder of its own; it needs nvcc, but no GPU.
 CUDA_TORCH ?= torch==2.11.0
