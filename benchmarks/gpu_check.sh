@@ -45,8 +45,11 @@ built_for_cuda() {
   "$python" -c 'from lpd_ext import _binary; exit(not _binary.host.build_info()["cuda"])' 2>/dev/null
 }
 
+# Without a GPU pytest would skip everything and be content.
+need_gpu() { run "$python" benchmarks/gpu_report.py machine; }
+
 phase_build() {
-  run "$python" benchmarks/gpu_report.py machine || return 1
+  need_gpu || return 1
   # A build that was brought along lies there before this script ever built one.
   if [ "$dry_run" = 0 ] && [ ! -e "$folder/built_here" ] && built_for_cuda; then
     echo "taking the CUDA build that lies in lpd_ext/"
@@ -66,6 +69,7 @@ phase_build() {
 }
 
 phase_test() {
+  need_gpu || return 1
   run "$python" -m pytest tests -m cuda -q --continue-on-collection-errors \
     --junitxml="$folder/test.xml"
 }
@@ -79,6 +83,7 @@ phase_sanitizer() {
 # A file is timed once; exit status 5 says that it has nothing for a GPU.
 phase_bench() {
   local file stem status failed=0 timed=0
+  need_gpu || return 1
   for file in benchmarks/bench_*.py; do
     stem=$(basename "$file" .py)
     if [ "$dry_run" = 0 ] && [ -e "$folder/$stem.$(hash_sources)" ]; then
