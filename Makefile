@@ -4,8 +4,17 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 SOURCES := $(shell find csrc -type f) setup.py pyproject.toml lpd_ext/_binary.py
+NVCC := $(shell command -v nvcc 2>/dev/null)
+comma := ,
+EXTRAS := dev,bench$(if $(NVCC),$(comma)sass)
 
-.PHONY: image test lint bench clean
+# The CUDA build has a torch, a venv and a build folder of its own; it needs nvcc, but no GPU.
+CUDA_TORCH ?= torch==2.11.0
+CUDA_VENV ?= .venv-cuda
+CUDA_BIN := $(CUDA_VENV)/bin
+CUDA_BUILD := build/cuda
+
+.PHONY: image test lint bench cuda-build clean
 
 image: $(VENV)/built
 	$(BIN)/lpd-ext generate --classes all --per-class 4 --seed 0 --output fashion.png --gif fashion.gif
@@ -17,15 +26,23 @@ lint: $(VENV)/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	git ls-files 'csrc/*.h' 'csrc/*.inl' 'csrc/*.cpp' | xargs $(BIN)/clang-format --dry-run --Werror
+	git ls-files '*.h' '*.inl' '*.cpp' '*.cu' '*.cuh' | xargs $(BIN)/clang-format --dry-run --Werror
 
 bench: $(VENV)/dev
 	mkdir -p out
 	$(BIN)/python -m pytest benchmarks --benchmark-json=out/bench.json \
 		--benchmark-columns=median,iqr,rounds,iterations --benchmark-sort=name
 
+ifeq ($(NVCC),)
+cuda-build:
+	@echo "cuda-build: skipped, no nvcc on PATH"
+else
+cuda-build: $(CUDA_VENV)/built
+	$(CUDA_BIN)/python tests/cuda_build_check.py
+endif
+
 clean:
-	rm -rf build out $(VENV) lpd_ext/*.so *.egg-info fashion.png fashion.gif
+	rm -rf build out $(VENV) $(CUDA_VENV) lpd_ext/*.so *.egg-info fashion.png fashion.gif
 
 $(VENV)/tools:
 	$(PYTHON) -m venv $(VENV)
@@ -39,5 +56,20 @@ $(VENV)/built: $(VENV)/tools $(SOURCES)
 	touch $@
 
 $(VENV)/dev: $(VENV)/built
-	$(BIN)/pip install --quiet --no-build-isolation --editable ".[dev,bench]"
+	$(BIN)/pip install --quiet --no-build-isolation --editable ".[$(EXTRAS)]"
+	touch $@
+
+$(CUDA_VENV)/tools:
+	$(PYTHON) -m venv $(CUDA_VENV)
+	$(CUDA_BIN)/pip install --quiet --upgrade pip
+	$(CUDA_BIN)/pip install --quiet $(CUDA_TORCH) "setuptools>=77" wheel ninja "pybind11>=2.12"
+	touch $@
+
+# Through a wheel: the source tree keeps the binaries of its own build. Objects are kept.
+$(CUDA_VENV)/built: $(CUDA_VENV)/tools $(SOURCES) $(shell find lpd_ext -name '*.py')
+	rm -rf $(CUDA_BUILD)/lib* $(CUDA_BUILD)/dist
+	LPD_CUDA=1 $(CUDA_BIN)/python setup.py --quiet build --build-base $(CUDA_BUILD) \
+		bdist_wheel --dist-dir $(CUDA_BUILD)/dist
+	$(CUDA_BIN)/pip uninstall --quiet --yes lpd_ext
+	$(CUDA_BIN)/pip install --quiet $(CUDA_BUILD)/dist/lpd_ext-*.whl
 	touch $@

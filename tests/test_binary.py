@@ -114,6 +114,23 @@ def test_a_cuda_home_without_nvcc_is_no_toolkit(tmp_path):
     assert result.returncode == 0
 
 
+@pytest.mark.skipif(torch.version.cuda is not None, reason="nothing is missing here")
+def test_an_nvcc_far_from_its_toolkit_is_asked_for_it(tmp_path):
+    # As a script in /usr/local/bin, whose parent folder holds no CUDA.
+    script, toolkit = tmp_path / "local/bin/nvcc", tmp_path / "cuda/bin/nvcc"
+    for file in (script, toolkit):
+        file.parent.mkdir(parents=True)
+        file.write_text(f"#!/bin/sh\necho '#$ TOP={toolkit.parent}/..' >&2\n")
+        file.chmod(0o755)
+    path = f"{script.parent}{os.pathsep}{os.environ['PATH']}"
+    wanted = {"LPD_CUDA": "1", "CUDA_HOME": "", "CUDA_PATH": ""}
+    result = run(ROOT, "setup.py", "--version", PATH=path, **wanted)
+    assert "a CUDA build of torch" in result.stderr
+    assert "nvcc" not in result.stderr.rpartition("missing:")[2]
+    toolkit.unlink()
+    assert "missing: nvcc" in run(ROOT, "setup.py", "--version", PATH=path, **wanted).stderr
+
+
 def test_a_changed_header_or_version_rebuilds():
     code = """if True:
         import json, runpy, setuptools
@@ -125,7 +142,7 @@ def test_a_changed_header_or_version_rebuilds():
     depends = json.loads(run(ROOT, "-c", code, LPD_CUDA="0").stdout)
     headers = {
         path.relative_to(ROOT).as_posix()
-        for suffix in ("h", "inl")
+        for suffix in ("h", "inl", "cuh")
         for path in (ROOT / "csrc").rglob(f"*.{suffix}")
     }
     assert len(headers) > 5

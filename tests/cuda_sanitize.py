@@ -1,0 +1,83 @@
+"""Every CUDA kernel once on small shapes, for compute-sanitizer; benchmarks/gpu_check.sh runs it.
+
+    compute-sanitizer --tool memcheck python tests/cuda_sanitize.py
+
+Slots of the caches beyond an image's own keys are never written, so that initcheck sees a read of
+one. Operators are called as they are registered: the public functions may run torch's own kernels
+beside ours.
+"""
+
+import sys
+
+import torch
+
+from lpd_ext.ops import reference
+from lpd_ext.ops.group_attention import HEAD_DIMS
+
+BATCH, HEADS, SLOTS, ROWS = 2, 2, 70, 19
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}
+# (cache_len, context_len, q_len) an image: both prefixes, a tile's edges, padding, lengths that do
+# not fit. The images of a pair are at different steps.
+PAIRS = [
+    ((0, 1, 3), (13, 4, 19)),
+    ((32, 16, 17), (51, 19, 19)),
+    ((31, 0, 2), (5, 0, 0)),
+    ((69, 2, 5), (64, 0, 16)),
+]
+
+
+def group_attention(device, dtype, head_dim, images, shift):
+    """One call in the ragged form, one an image in the other; all against the reference."""
+    op = torch.ops.lpd_ext.group_attention
+    generator = torch.Generator().manual_seed(head_dim)
+
+    def random(*shape):
+        return torch.randn(shape, generator=generator).to(dtype)
+
+    qkv = random(BATCH, ROWS, 3, HEADS, head_dim)
+    k_cache, v_cache = random(2, BATCH, HEADS, SLOTS, head_dim)
+    lengths = torch.tensor(images, dtype=torch.int32).T.contiguous()
+    scale = head_dim**-0.5
+
+    # Shifted by an element, no row begins at a multiple of 16 bytes.
+    flat = torch.empty(shift + qkv.numel(), dtype=dtype, device=device)
+    flat[shift:].copy_(qkv.flatten())
+    on_device = flat[shift:].view(qkv.shape)
+    caches = torch.empty(2, *k_cache.shape, dtype=dtype, device=device)
+    for image, (cache_len, _, _) in enumerate(images):
+        for cache, cpu in zip(caches, (k_cache, v_cache), strict=True):
+            for head in range(HEADS):  # contiguous pieces: plain copies, no kernel of torch
+                cache[image, head, :cache_len].copy_(cpu[image, head, :cache_len])
+    out = op.ragged(on_device, *caches, *(part.to(device) for part in lengths), scale)
+    expected = reference.group_attention(qkv, k_cache, v_cache, *lengths[:2], q_len=lengths[2])
+    close(out, expected, dtype)
+
+    for image, (cache_len, context_len, q_len) in enumerate(images):
+        if cache_len + context_len > SLOTS:
+            continue
+        one = slice(image, image + 1)
+        alone = op(on_device[one, :q_len], *caches[:, one], cache_len, context_len, scale)
+        close(alone, expected[one, :q_len], dtype)
+
+
+def close(got, expected, dtype):
+    torch.testing.assert_close(
+        got.cpu(), expected, rtol=0, atol=TOLERANCE[dtype], equal_nan=True, check_device=False
+    )
+
+
+def run(device):
+    """All kernels; returns the number of cases."""
+    cases = [
+        (dtype, head_dim, images, shift)
+        for dtype in TOLERANCE
+        for head_dim in HEAD_DIMS
+        for shift, images in enumerate(PAIRS)
+    ]
+    for dtype, head_dim, images, shift in cases:
+        group_attention(device, dtype, head_dim, images, shift % 2)
+    return len(cases)
+
+
+if __name__ == "__main__":
+    print(f"{run(torch.device(*sys.argv[1:] or ['cuda']))} cases agree with the reference")

@@ -1,0 +1,157 @@
+"""Static checks of the CUDA kernels: what the compiler made of them, on a machine without a GPU."""
+
+import json
+import re
+
+import cuda_static
+import pytest
+
+pytestmark = pytest.mark.skipif(cuda_static.nvcc_version() is None, reason="nvcc is missing")
+
+# Opcodes as regular expressions, matched from their beginning.
+LOCAL_MEMORY = ["LDL", "STL"]
+FLOAT_ATOMICS = [r"(RED|ATOM)[GS]?\b.*\.F(16|32|64)", r"(RED|ATOM)[GS]?\b.*\.BF16"]  # order varies
+DOUBLE = ["DADD", "DMUL", "DFMA"]  # a literal without its f, mostly
+NEVER = LOCAL_MEMORY + FLOAT_ATOMICS + DOUBLE
+
+# Kernel (regular expression) -> what it may have all the same.
+ALLOWED = {r"group_attention_kernel<.*>": ["DADD"]}  # the sum of a row's weights, rounded once
+
+# Kernel (regular expression) -> opcodes that must be there.
+EXPECTED = {
+    r"group_attention_kernel<.*>": [
+        r"LDG\.E\.(64|128)\b",  # rows of keys and values come in vectors
+        r"LDS\.128\b",
+        r"MUFU\.EX2\b",
+        r"FFMA\b",
+    ],
+}
+
+
+@pytest.fixture(scope="module")
+def cubins():
+    """All kernels, compiled or from the cache."""
+    return cuda_static.compile_all()
+
+
+@pytest.fixture(scope="module")
+def opcodes(cubins):
+    """(architecture, kernel) -> opcodes."""
+    if cuda_static.disassembler() is None:
+        pytest.skip("cuobjdump and nvdisasm are missing: pip install 'lpd_ext[sass]'")
+    return {
+        (cubin.architecture, kernel): codes
+        for cubin in cubins
+        for kernel, codes in cuda_static.instructions(cubin).items()
+    }
+
+
+def of_kernel(table, kernel):
+    """All patterns that a table has for a kernel."""
+    return [p for name, patterns in table.items() if re.fullmatch(name, kernel) for p in patterns]
+
+
+def matching(patterns, codes):
+    return {p: [code for code in codes if re.match(p, code)] for p in patterns}
+
+
+def test_every_source_holds_kernels_for_every_architecture(cubins):
+    made = {(cubin.source, cubin.architecture) for cubin in cubins if cubin.kernels}
+    named = {source.name for source in cuda_static.sources()}
+    assert named, "the scan found nothing to compile"
+    assert made == {(name, arch) for name in named for arch in cuda_static.ARCHITECTURES}
+
+
+def test_no_local_memory(cubins):
+    assert not [
+        (cubin.architecture, kernel, used)
+        for cubin in cubins
+        for kernel, used in cubin.kernels.items()
+        if used.stack_bytes or used.spill_bytes
+    ]
+
+
+def test_resources_are_those_of_the_table(cubins):
+    table = json.loads(cuda_static.TABLE.read_text())
+    if table["nvcc"] != cuda_static.nvcc_version():
+        pytest.skip(f"the table is of nvcc {table['nvcc']}, this is {cuda_static.nvcc_version()}")
+    measured = cuda_static.resource_table(cubins)
+    assert measured == table["kernels"], "if wanted: python tests/cuda_static.py"
+
+
+def test_instructions_that_no_kernel_may_have(opcodes):
+    for (architecture, kernel), codes in opcodes.items():
+        never = [p for p in NEVER if p not in of_kernel(ALLOWED, kernel)]
+        hits = [code for found in matching(never, codes).values() for code in found]
+        assert not hits, f"{architecture} {kernel}: {hits}"
+
+
+def test_instructions_that_a_kernel_must_have(opcodes):
+    for (architecture, kernel), codes in opcodes.items():
+        wanted = of_kernel(EXPECTED, kernel)
+        assert wanted, f"no expectation of {kernel}"
+        missing = [p for p, hits in matching(wanted, codes).items() if not hits]
+        assert not missing, f"{architecture} {kernel}: no {missing} in {codes}"
+
+
+PLANTED = """
+namespace lpd::cuda {
+namespace {
+template <typename T, int kSize>
+__global__ void planted(T* out, const int* place) {
+  T local[kSize];
+  for (int i = 0; i < kSize; ++i) local[i] = out[i];
+  local[place[0]] = T(1);
+  atomicAdd(out, local[place[1]] * local[place[2]]);
+}
+}  // namespace
+template <typename T> void run(T* out, const int* place) { planted<T, 40><<<1, 1>>>(out, place); }
+template void run(float*, const int*);
+template void run(double*, const int*);
+}  // namespace lpd::cuda
+"""
+
+
+@pytest.fixture
+def planted(tmp_path, monkeypatch):
+    """A kernel with all that is forbidden."""
+    monkeypatch.setattr(cuda_static, "CACHE", tmp_path)
+    source = tmp_path / "planted.cu"
+    source.write_text(PLANTED)
+    return cuda_static.compile_one(source, "sm_80")
+
+
+def test_a_planted_kernel_is_seen(planted):
+    assert list(planted.kernels) == ["planted<double, 40>", "planted<float, 40>"]
+    for used in planted.kernels.values():
+        assert used.stack_bytes >= 160
+    with pytest.raises(AssertionError):
+        test_no_local_memory([planted])
+
+
+def test_planted_instructions_are_seen(planted):
+    if cuda_static.disassembler() is None:
+        pytest.skip("cuobjdump and nvdisasm are missing: pip install 'lpd_ext[sass]'")
+    opcodes = cuda_static.instructions(planted)
+    hits = matching(NEVER, opcodes["planted<float, 40>"] + opcodes["planted<double, 40>"])
+    assert all(hits[p] for p in (*LOCAL_MEMORY, FLOAT_ATOMICS[0], "DMUL"))
+
+
+def test_a_warning_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(cuda_static, "CACHE", tmp_path)
+    source = tmp_path / "warns.cu"
+    source.write_text("__global__ void warns(int* out) { int unused; *out = 0; }")
+    with pytest.raises(RuntimeError, match="unused"):
+        cuda_static.compile_one(source, "sm_80")
+
+
+@pytest.mark.parametrize(
+    ("signature", "name"),
+    [
+        ("void lpd::cuda::(anonymous namespace)::k<__half, 128>(T1 const*, int)", "k<__half, 128>"),
+        ("void a::k<a::Tile<float, (int)64>, (bool)1>(a::P)", "k<Tile<float, 64>, 1>"),
+        ("a::plain(int*)", "plain"),
+    ],
+)
+def test_names_are_short(signature, name):
+    assert cuda_static.shorten(signature) == name
