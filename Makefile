@@ -14,7 +14,7 @@ CUDA_VENV ?= .venv-cuda
 CUDA_BIN := $(CUDA_VENV)/bin
 CUDA_BUILD := build/cuda
 
-.PHONY: image test lint bench cuda-build clean
+.PHONY: image test lint bench mutants cuda-build clean
 
 image: $(VENV)/built
 	$(BIN)/lpd-ext generate --classes all --per-class 4 --seed 0 --output fashion.png --gif fashion.gif
@@ -32,6 +32,10 @@ bench: $(VENV)/dev
 	mkdir -p out
 	$(BIN)/python -m pytest benchmarks --benchmark-json=out/bench.json \
 		--benchmark-columns=median,iqr,rounds,iterations --benchmark-sort=name
+
+# Every barrier, bound and comparison of the CUDA kernels changed in turn: takes minutes.
+mutants: $(VENV)/dev
+	$(BIN)/python tests/mutants.py
 
 ifeq ($(NVCC),)
 cuda-build:

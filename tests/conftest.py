@@ -22,7 +22,7 @@ class Place(NamedTuple):
 def pytest_generate_tests(metafunc):
     """Run a test at every place that its fixtures ask for."""
     names = metafunc.fixturenames
-    if "place" not in names:
+    if "runs_on" not in names:
         return
     variants = cpu_variant.VARIANTS if "variant" in names else [None]
     places = [pytest.param(Place("cpu", name), id=name or "cpu") for name in variants]
@@ -31,46 +31,46 @@ def pytest_generate_tests(metafunc):
             places.append(pytest.param(Place("simt"), id="simt"))
         if "device" in names or "torch_device" in names:
             places.append(pytest.param(Place("cuda"), id="cuda", marks=pytest.mark.cuda))
-    metafunc.parametrize("place", places, indirect=True)
+    metafunc.parametrize("runs_on", places, indirect=True)
 
 
 @pytest.fixture
-def place(request):
+def runs_on(request):
     """One of the above."""
     return request.param
 
 
 @pytest.fixture
-def device(place, monkeypatch):
+def device(runs_on, monkeypatch):
     """The device of the tensors that an op under test takes."""
-    if place.kind == "simt":
+    if runs_on.kind == "simt":
         emulator.use(monkeypatch)
-    return device_of(place)
+    return device_of(runs_on)
 
 
 @pytest.fixture
-def torch_device(place):
+def torch_device(runs_on):
     """The same for tests of what an op registers: the emulated ones have no fake kernels."""
-    return device_of(place)
+    return device_of(runs_on)
 
 
-def device_of(place):
-    if place.kind == "cuda" and not torch.cuda.is_available():
+def device_of(runs_on):
+    if runs_on.kind == "cuda" and not torch.cuda.is_available():
         pytest.skip("no CUDA device")
-    return torch.device("cuda" if place.kind == "cuda" else "cpu")
+    return torch.device("cuda" if runs_on.kind == "cuda" else "cpu")
 
 
 @pytest.fixture
-def variant(place):
+def variant(runs_on):
     """Each instruction set that CPU kernels are written for, where this machine has it."""
-    if place.kind != "cpu":
+    if runs_on.kind != "cpu":
         yield None
         return
-    if place.variant not in cpu_variant.cpu_variants():
-        pytest.skip(f"this machine has no {place.variant}")
+    if runs_on.variant not in cpu_variant.cpu_variants():
+        pytest.skip(f"this machine has no {runs_on.variant}")
     before = cpu_variant.cpu_variant()
-    cpu_variant.set_cpu_variant(place.variant)
-    yield place.variant
+    cpu_variant.set_cpu_variant(runs_on.variant)
+    yield runs_on.variant
     cpu_variant.set_cpu_variant(before)
 
 

@@ -23,7 +23,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 KERNELS = ROOT / "csrc/cuda"
 SURVIVORS = ROOT / "tests/survivors.json"
-LONGEST_RUN = 300  # seconds, after which a mutant counts as caught: it hangs
+LONGEST_RUN = 120  # seconds, after which a mutant counts as caught: it hangs
 
 _OLD = "[](auto* p, auto v) {{ const auto old = *p; *p = {}; return old; }}"
 RULES = [  # a pattern, and what it becomes

@@ -32,6 +32,7 @@ INCLUDES = {
 }
 INCLUDES_OF_FILE = {
     "csrc/host/module.cpp": [r"pybind11/.*"],
+    "csrc/cuda/primitives.cuh": [r"simt/cuda\.h"],
     "csrc/include/lpd/cuda_runtime.h": [r"cuda_runtime_api\.h", r"simt/cuda\.h"],
     "csrc/torch/cuda_launch.h": [
         r"simt/runtime\.h",
