@@ -1,10 +1,15 @@
 """The CUDA kernels on the CPU: `torch.ops.lpd_ext_simt` runs them in the emulator of tests/simt."""
 
 import ctypes
+import os
+import subprocess
+import sys
 from functools import cache
+from pathlib import Path
 
 import torch
 
+ROOT = Path(__file__).parent.parent
 ORDERS = ("forward", "reverse", "random")  # of threads and blocks
 
 
@@ -27,3 +32,15 @@ def use(monkeypatch):
     """Let the public functions of ops run their emulated CUDA kernels for the rest of a test."""
     load()
     monkeypatch.setattr(torch.ops, "lpd_ext", torch.ops.lpd_ext_simt)
+
+
+def run_tests(kernels, *arguments, timeout=None):
+    """Run pytest in a process of its own, with the kernels of another folder; return the result."""
+    environment = os.environ | {"LPD_SIMT_CUDA": str(kernels), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *arguments]
+    result = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout
+    )
+    if result.returncode not in (0, 1, 2):
+        raise RuntimeError(f"the tests did not run\n{result.stdout}{result.stderr}")
+    return result

@@ -20,6 +20,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import emulator
+
 ROOT = Path(__file__).parent.parent
 KERNELS = ROOT / "csrc/cuda"
 SURVIVORS = ROOT / "tests/survivors.json"
@@ -104,18 +106,11 @@ def is_caught(mutant: Mutant) -> bool:
         shutil.copytree(KERNELS, copy)
         path = copy / mutant.file
         path.write_text(mutated(path.read_text(), mutant))
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "-k", "simt or schedule"]
-        command += tests_of(mutant.file)
-        environment = os.environ | {"LPD_SIMT_CUDA": str(copy), "OMP_NUM_THREADS": "1"}
+        selection = ["-k", "simt or schedule", *tests_of(mutant.file)]
         try:
-            result = subprocess.run(
-                command, cwd=ROOT, env=environment, capture_output=True, timeout=LONGEST_RUN
-            )
+            return emulator.run_tests(copy, *selection, timeout=LONGEST_RUN).returncode != 0
         except subprocess.TimeoutExpired:
             return True
-        if result.returncode not in (0, 1, 2):
-            raise RuntimeError(f"{mutant}: the tests did not run\n{result.stdout.decode()}")
-        return result.returncode != 0
 
 
 def all_mutants() -> list[Mutant]:
