@@ -115,11 +115,12 @@ def test_the_operator_itself_refuses_a_head_dim_that_fills_no_register(device, h
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_nan_of_a_query_stays_with_the_queries(device, variant, dtype):
+@pytest.mark.parametrize("query", [ROWS.context_len, ROWS.q_len - 1], ids=["first", "last"])
+def test_nan_of_a_query_stays_with_the_queries(device, variant, query, dtype):
     # Context rows stand in one tile with query rows; a weight of 0 times NaN would be NaN.
     inputs = make_inputs(ROWS, dtype, device)
     expected = run(group_attention, ROWS, *(tensor.clone() for tensor in inputs))
-    inputs[0][:, -1, 1:] = torch.nan
+    inputs[0][:, query, 1:] = torch.nan
     out = run(group_attention, ROWS, *inputs)
     assert torch.equal(out[:, : ROWS.context_len], expected[:, : ROWS.context_len])
     assert out[:, ROWS.context_len :].isnan().all()

@@ -123,8 +123,8 @@ CASE(uninitialised_output) {
 __global__ void half_initialised_kernel(int* out) {
   SIMT_SHARED(short, pair, [2]);
   pair[0] = 1;
-  *out = *reinterpret_cast<const __attribute__((may_alias, aligned(2))) int*>(
-      pair);  // <- half_initialised
+  using Both = __attribute__((may_alias, aligned(2))) int;
+  *out = *reinterpret_cast<const Both*>(pair);  // <- half_initialised
 }
 CASE(half_initialised) {
   Buffer<int> out(1, Access::kWrite, "out");
