@@ -21,6 +21,7 @@ MEMORY = {
     "async_copy_touched_before_wait": "shared tile.* while a cp.async to it is in flight",
     "async_copy_without_barrier": "(uninitialised memory|in flight|data race on).* shared tile",
     "async_wait_too_weak": r"shared tile\+16 .* while a cp.async to it is in flight",
+    "division_by_zero": "division by zero",
     "global_read_past_end": r"read out of bounds: global in\+37 \(37 bytes\)",
     "global_write_before_begin": r"write out of bounds: global out-4 \(256 bytes\)",
     "half_initialised": r"read of uninitialised memory .*: shared pair\+2",

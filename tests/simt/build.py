@@ -37,7 +37,7 @@ RUNTIME_FLAGS = [*COMMON_FLAGS, "-O2", "-Wextra"]
 KERNEL_FLAGS = [
     *COMMON_FLAGS,
     "-O1",
-    "-fsanitize=thread,alignment,bounds,shift",
+    "-fsanitize=thread,alignment,bounds,shift,integer-divide-by-zero",
     "--param=tsan-distinguish-volatile=1",
     "--param=tsan-instrument-func-entry-exit=0",
     "-Wno-unknown-pragmas",  # unroll

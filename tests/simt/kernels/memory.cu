@@ -167,6 +167,15 @@ CASE(shift_out_of_range) {
   SIMT_LAUNCH((shift_kernel), 1, 33, 0, nullptr, out);
 }
 
+// A GPU gives some number, the CPU ends the process.
+__global__ void division_kernel(int divisor, int* out) {
+  *out = 7 % divisor;  // <- division_by_zero
+}
+CASE(division_by_zero) {
+  Buffer<int> out(1, Access::kWrite, "out");
+  SIMT_LAUNCH((division_kernel), 1, 1, 0, nullptr, 0, out);
+}
+
 __global__ void async_touched_kernel(const int4* in, int* out) {
   SIMT_SHARED(int4, tile, [32]);
   const int t = threadIdx.x;

@@ -108,4 +108,8 @@ void __ubsan_handle_shift_out_of_bounds(void* data, void*, void*) {
   const HooksOff off;
   undefined(data, "shift out of range");
 }
+void __ubsan_handle_divrem_overflow(void* data, void*, void*) {
+  const HooksOff off;
+  undefined(data, "division by zero");
+}
 }

@@ -1,4 +1,5 @@
-// What the compiler calls in code built with -fsanitize=thread,alignment,bounds,shift.
+// What the compiler calls in code built with -fsanitize=thread,alignment,bounds,shift and for a
+// division by zero.
 #pragma once
 
 namespace simt::runtime {
