@@ -197,12 +197,13 @@ def bindings(stems: list[str]) -> tuple[list[Source], list[str]]:
 def build() -> Path:
     """Shared library of the kernels in ``csrc/cuda``, or in the folder ``LPD_SIMT_CUDA``.
 
-    With each ``<stem>.cu`` comes its binding ``csrc/torch/<stem>.cpp``; without any, the library
-    holds the runtime alone.
+    Headers that are not in that folder come from ``csrc/cuda``. With each ``<stem>.cu`` comes its
+    binding ``csrc/torch/<stem>.cpp``; without any, the library holds the runtime alone.
     """
     folder = Path(os.environ.get("LPD_SIMT_CUDA", ROOT / "csrc/cuda")).resolve()
     kernels = sorted(folder.glob("*.cu"))
-    sources = [runtime(), *(kernel(path, [folder, ROOT / "csrc/include"]) for path in kernels)]
+    folders = [*dict.fromkeys([folder, ROOT / "csrc/cuda"]), ROOT / "csrc/include"]
+    sources = [runtime(), *(kernel(path, folders) for path in kernels)]
     flags = ["-shared", "-ldl", "-pthread"]
     if kernels:
         registered, torch_flags = bindings([path.stem for path in kernels])
