@@ -31,6 +31,7 @@ INCLUDES = {
     ],
 }
 INCLUDES_OF_FILE = {
+    "csrc/cuda/primitives.cuh": [r"simt/cuda\.h"],  # in place of CUDA, to run without a GPU
     "csrc/host/module.cpp": [r"pybind11/.*"],
     "csrc/cuda/primitives.cuh": [r"simt/cuda\.h"],
     "csrc/include/lpd/cuda_runtime.h": [r"cuda_runtime_api\.h", r"simt/cuda\.h"],
@@ -211,6 +212,12 @@ PLANTED = [  # file, text, the wall it hits (none: it may stand there)
     ("csrc/torch/planted.cpp", "#include <ATen/Tensor.h>", "include"),
     ("csrc/torch/planted.cpp", "kernel<<<1, 1>>>();", "say"),
     ("csrc/include/lpd/planted.h", "torch::Tensor tensor;", "say"),
+    ("csrc/cuda/planted.cu", '#include "primitives.cuh"', None),
+    ("csrc/cuda/planted.cu", '#include "simt/cuda.h"', "include"),
+    ("csrc/cuda/planted.cu", '#include "simt/runtime.h"', "include"),
+    ("csrc/cuda/primitives.cuh", '#include "simt/cuda.h"', None),
+    ("csrc/cuda/primitives.cuh", '#include "simt/runtime.h"', "include"),
+    ("csrc/cuda/planted.cu", "cudaMalloc(&pointer, bytes);", "say"),
     ("lpd_ext/ops/planted.py", "from lpd_ext.models.lpd import LPD", "import"),
     ("lpd_ext/ops/reference.py", "from lpd_ext import _binary", "import"),
     ("lpd_ext/models/planted.py", "from lpd_ext.ops import group_attention", "import"),

@@ -121,10 +121,10 @@ CASE(uninitialised_output) {
 
 // A read that is wider than what was written.
 __global__ void half_initialised_kernel(int* out) {
+  using Pair = int __attribute__((may_alias, aligned(2)));
   SIMT_SHARED(short, pair, [2]);
   pair[0] = 1;
-  using Both = __attribute__((may_alias, aligned(2))) int;
-  *out = *reinterpret_cast<const Both*>(pair);  // <- half_initialised
+  *out = *reinterpret_cast<const Pair*>(pair);  // <- half_initialised
 }
 CASE(half_initialised) {
   Buffer<int> out(1, Access::kWrite, "out");
