@@ -20,10 +20,12 @@ def load():
 
     path = build()
     torch.ops.load_library(str(path))
-    return ctypes.CDLL(str(path))
+    library = ctypes.CDLL(str(path))
+    library.simt_configure(ORDERS.index("random"), ctypes.c_uint64(1), 0)
+    return library
 
 
-def configure(order, seed=1):
+def configure(order="random", seed=1):
     """Set the schedule of the launches that follow."""
     load().simt_configure(ORDERS.index(order), ctypes.c_uint64(seed), 0)
 

@@ -23,7 +23,7 @@ def on_each_schedule(monkeypatch):
                 emulator.configure(order, seed)
                 yield function()
         finally:
-            emulator.configure("random")
+            emulator.configure()
 
     return results
 

@@ -33,7 +33,6 @@ INCLUDES = {
 INCLUDES_OF_FILE = {
     "csrc/cuda/primitives.cuh": [r"simt/cuda\.h"],  # in place of CUDA, to run without a GPU
     "csrc/host/module.cpp": [r"pybind11/.*"],
-    "csrc/cuda/primitives.cuh": [r"simt/cuda\.h"],
     "csrc/include/lpd/cuda_runtime.h": [r"cuda_runtime_api\.h", r"simt/cuda\.h"],
     "csrc/torch/cuda_launch.h": [
         r"simt/runtime\.h",
