@@ -7,8 +7,13 @@ import emulator
 import pytest
 import torch
 
-from lpd_ext import cpu_variant
+from lpd_ext import cpu_variant, cuda_variant
 
+VARIANTS = {
+    "cpu": cpu_variant.VARIANTS,
+    "simt": cuda_variant.VARIANTS,
+    "cuda": cuda_variant.VARIANTS,
+}
 CUDA_KERNELS = [path.stem for path in (Path(__file__).parent.parent / "csrc/cuda").glob("*.cu")]
 
 
@@ -16,7 +21,7 @@ class Place(NamedTuple):
     """Where an op under test runs: "cpu", "simt" (its CUDA kernel, emulated there) or "cuda"."""
 
     kind: str
-    variant: str | None = None  # instruction set of the CPU kernels
+    variant: str | None = None  # of the kernels: an instruction set, or for CUDA an arithmetic
 
 
 def pytest_generate_tests(metafunc):
@@ -24,13 +29,16 @@ def pytest_generate_tests(metafunc):
     names = metafunc.fixturenames
     if "runs_on" not in names:
         return
-    variants = cpu_variant.VARIANTS if "variant" in names else [None]
-    places = [pytest.param(Place("cpu", name), id=name or "cpu") for name in variants]
+    kinds = ["cpu"]
     if any(metafunc.module.__name__.startswith(f"test_{stem}") for stem in CUDA_KERNELS):
-        if "device" in names:
-            places.append(pytest.param(Place("simt"), id="simt"))
-        if "device" in names or "torch_device" in names:
-            places.append(pytest.param(Place("cuda"), id="cuda", marks=pytest.mark.cuda))
+        kinds += ["simt"] if "device" in names else []
+        kinds += ["cuda"] if "device" in names or "torch_device" in names else []
+    places = []
+    for kind in kinds:
+        for variant in VARIANTS[kind] if "variant" in names else [None]:
+            label = "-".join(filter(None, [kind, variant]))
+            marks = pytest.mark.cuda if kind == "cuda" else ()
+            places.append(pytest.param(Place(kind, variant), id=label, marks=marks))
     metafunc.parametrize("runs_on", places, indirect=True)
 
 
@@ -62,16 +70,19 @@ def device_of(runs_on):
 
 @pytest.fixture
 def variant(runs_on):
-    """Each instruction set that CPU kernels are written for, where this machine has it."""
-    if runs_on.kind != "cpu":
-        yield None
-        return
-    if runs_on.variant not in cpu_variant.cpu_variants():
+    """Each variant of the kernels, where this machine has it."""
+    get, set_ = {
+        "cpu": (cpu_variant.cpu_variant, cpu_variant.set_cpu_variant),
+        "simt": (emulator.variant, emulator.set_variant),
+        "cuda": (cuda_variant.cuda_variant, cuda_variant.set_cuda_variant),
+    }[runs_on.kind]
+    if runs_on.kind == "cpu" and runs_on.variant not in cpu_variant.cpu_variants():
         pytest.skip(f"this machine has no {runs_on.variant}")
-    before = cpu_variant.cpu_variant()
-    cpu_variant.set_cpu_variant(runs_on.variant)
+    device_of(runs_on)  # or skip
+    before = get()
+    set_(runs_on.variant)
     yield runs_on.variant
-    cpu_variant.set_cpu_variant(before)
+    set_(before)
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import torch
 
+from lpd_ext import cuda_variant
+
 ROOT = Path(__file__).parent.parent
 ORDERS = ("forward", "reverse", "random")  # of threads and blocks
 
@@ -28,6 +30,16 @@ def load():
 def configure(order="random", seed=1):
     """Set the schedule of the launches that follow."""
     load().simt_configure(ORDERS.index(order), ctypes.c_uint64(seed), 0)
+
+
+def variant():
+    """Return the variant of the CUDA kernels in use (`lpd_ext.cuda_variant`)."""
+    return cuda_variant.VARIANTS[load().lpd_ext_cuda_variant()]
+
+
+def set_variant(name):
+    """Use another one."""
+    load().lpd_ext_set_cuda_variant(cuda_variant.VARIANTS.index(name))
 
 
 def use(monkeypatch):

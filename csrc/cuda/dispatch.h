@@ -27,6 +27,14 @@ auto with_dtype(Dtype dtype, const Function& function) {
                               std::to_string(static_cast<int>(dtype)));
 }
 
+// The same for what tensor cores multiply.
+template <class Function>
+auto with_half(Dtype dtype, const Function& function) {
+  if (dtype == Dtype::kBFloat16) return function(BFloat16{});
+  if (dtype == Dtype::kFloat16) return function(Float16{});
+  throw std::invalid_argument("dtype: expected bfloat16 or float16, got float32");
+}
+
 // Calls function with `value`, one of kFirst and kOthers, as a constant.
 template <int kFirst, int... kOthers, class Function>
 auto with_constant(const char* name, int64_t value, const Function& function) {

@@ -3,6 +3,7 @@
 // every tensor is made known, so that each access of a kernel can be checked.
 #pragma once
 
+#include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/util/Exception.h>
 
@@ -24,6 +25,14 @@
 
 namespace lpd::binding {
 
+#if defined(LPD_CUDA)
+
+// Of torch's allocator: in the order of the stream, and captured with a graph.
+inline Tensor new_workspace(size_t bytes, const Tensor& like) {
+  return torch::stable::new_empty(like, {static_cast<int64_t>(bytes)}, ScalarType::Byte);
+}
+
+#endif
 #if defined(SIMT_EMULATE)
 
 inline void check_cuda(const Tensor& tensor, const Tensor&, const char* op, const char* argument) {
@@ -41,6 +50,13 @@ class CudaLaunch {
     know(tensor, simt::Access::kReadWrite, name);
   }
   void writes(const Tensor& tensor, const char* name) { know(tensor, simt::Access::kWrite, name); }
+
+  // What one launch writes there the next one reads.
+  Tensor workspace(size_t bytes, const Tensor& like) {
+    const Tensor tensor = new_workspace(bytes, like);
+    updates(tensor, "workspace");
+    return tensor;
+  }
 
  private:
   void know(const Tensor& tensor, simt::Access access, const char* name) {
@@ -79,6 +95,8 @@ class CudaLaunch {
   void reads(const Tensor&, const char*) {}
   void updates(const Tensor&, const char*) {}
   void writes(const Tensor&, const char*) {}
+
+  Tensor workspace(size_t bytes, const Tensor& like) { return new_workspace(bytes, like); }
 
  private:
   torch::stable::accelerator::DeviceIndex device_;

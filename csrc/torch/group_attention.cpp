@@ -8,6 +8,7 @@
 
 #include "checks.h"
 #include "cuda_launch.h"
+#include "cuda_variant.h"
 #include "library.h"
 #include "workspace.h"
 
@@ -150,7 +151,13 @@ struct OnCuda {
     launch.updates(tensors.k_cache, "k_cache");
     launch.updates(tensors.v_cache, "v_cache");
     launch.writes(tensors.out, "out");
-    check_launch(cuda::group_attention(params, launch.stream()), kOp);
+    const cuda::Arithmetic chosen = arithmetic();
+    const Tensor workspace =
+        launch.workspace(cuda::group_attention_workspace_size(params, chosen), tensors.qkv);
+    check_launch(
+        cuda::group_attention(params, chosen, static_cast<std::byte*>(workspace.mutable_data_ptr()),
+                              launch.stream()),
+        kOp);
   }
 };
 

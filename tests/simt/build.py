@@ -187,7 +187,7 @@ def bindings(stems: list[str]) -> tuple[list[Source], list[str]]:
     folders = [ROOT / "csrc/include", ROOT / "csrc/torch"]
     sources = [
         Source(ROOT / f"csrc/torch/{stem}.cpp", flags, folders, version=torch.__version__)
-        for stem in ["library", *stems]
+        for stem in ["library", "cuda_variant", *stems]
     ]
     libraries = cpp_extension.library_paths()
     link_flags = [f"-L{path}" for path in libraries] + [f"-Wl,-rpath,{path}" for path in libraries]
@@ -197,8 +197,8 @@ def bindings(stems: list[str]) -> tuple[list[Source], list[str]]:
 def build() -> Path:
     """Shared library of the kernels in ``csrc/cuda``, or in the folder ``LPD_SIMT_CUDA``.
 
-    Headers that are not in that folder come from ``csrc/cuda``. With each ``<stem>.cu`` comes its
-    binding ``csrc/torch/<stem>.cpp``; without any, the library holds the runtime alone.
+    Headers that are not in that folder come from ``csrc/cuda``. With ``<stem>.cu`` comes its binding
+    ``csrc/torch/<stem>.cpp``, if there is one; without any, the library holds the runtime alone.
     """
     folder = Path(os.environ.get("LPD_SIMT_CUDA", ROOT / "csrc/cuda")).resolve()
     kernels = sorted(folder.glob("*.cu"))
@@ -206,7 +206,8 @@ def build() -> Path:
     sources = [runtime(), *(kernel(path, folders) for path in kernels)]
     flags = ["-shared", "-ldl", "-pthread"]
     if kernels:
-        registered, torch_flags = bindings([path.stem for path in kernels])
+        stems = [p.stem for p in kernels if (ROOT / f"csrc/torch/{p.stem}.cpp").exists()]
+        registered, torch_flags = bindings(stems)
         sources += registered
         flags += torch_flags
     return link(sources, "lpd_simt", ".so", flags)

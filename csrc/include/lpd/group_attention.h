@@ -86,8 +86,19 @@ void group_attention(const GroupAttentionParams& params,
 #if defined(LPD_CUDA)
 namespace cuda {
 
+enum class Arithmetic {
+  kFloat32,
+  kTensorCores  // of bfloat16 and float16: weights are rounded before they meet the values
+};
+
+// Bytes of device memory, at a multiple of 16, that one call of group_attention needs.
+size_t group_attention_workspace_size(const GroupAttentionParams& params, Arithmetic arithmetic);
+
 // Appends and attends on `stream`; bits as above. head_dim: 32, 64, 80, 96 or 128.
-cudaError_t group_attention(const GroupAttentionParams& params, cudaStream_t stream);
+cudaError_t group_attention(const GroupAttentionParams& params,
+                            Arithmetic arithmetic,
+                            std::byte* workspace,
+                            cudaStream_t stream);
 
 }  // namespace cuda
 #endif

@@ -1,0 +1,93 @@
+// Softmax of a row over keys that come piece by piece, or were seen by different warps and CTAs.
+#pragma once
+
+#include <cmath>
+
+#include "elements.cuh"
+
+namespace lpd::cuda {
+
+constexpr unsigned kAllLanes = 0xffffffffu;
+
+// Of the four lanes that hold a row.
+__device__ __forceinline__ float largest_of_row(float x) {
+  x = fmaxf(x, __shfl_xor_sync(kAllLanes, x, 1));
+  return fmaxf(x, __shfl_xor_sync(kAllLanes, x, 2));
+}
+__device__ __forceinline__ float sum_of_row(float x) {
+  x += __shfl_xor_sync(kAllLanes, x, 1);
+  return x + __shfl_xor_sync(kAllLanes, x, 2);
+}
+
+// 2^(score - largest). Where all scores so far are -inf, that difference would be NaN.
+__device__ __forceinline__ float weight_of(float score, float largest) {
+  return simt::exp2_fast(score - (largest == -INFINITY ? 0.0f : largest));
+}
+
+// Running softmax of one group of rows, as the fragments of m16n8k16 have them: a lane holds two
+// rows, 8 apart.
+template <int kHeadDim>
+struct Softmax {
+  float largest[2];  // score so far
+  float total[2];    // of weights; of this lane's keys
+  float sums[kHeadDim / 8][4];
+
+  __device__ __forceinline__ Softmax() : largest{-INFINITY, -INFINITY}, total{0.0f, 0.0f}, sums{} {}
+
+  // Scores become weights.
+  __device__ __forceinline__ void add(float (&scores)[2][4]) {
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const float most = fmaxf(fmaxf(scores[0][2 * h], scores[0][2 * h + 1]),
+                               fmaxf(scores[1][2 * h], scores[1][2 * h + 1]));
+      const float before = largest[h];
+      largest[h] = fmaxf(before, largest_of_row(most));
+      const float factor = weight_of(before, largest[h]);
+      total[h] *= factor;
+#pragma unroll
+      for (int n = 0; n < 2; ++n) {
+#pragma unroll
+        for (int e = 2 * h; e < 2 * h + 2; ++e) {
+          scores[n][e] = weight_of(scores[n][e], largest[h]);
+          total[h] += scores[n][e];
+        }
+      }
+#pragma unroll
+      for (int n = 0; n < kHeadDim / 8; ++n) {
+        sums[n][2 * h] *= factor;
+        sums[n][2 * h + 1] *= factor;
+      }
+    }
+  }
+};
+
+// Softmaxes over different keys become one; the order in which they are added is the caller's.
+template <int kSize>
+struct Merge {
+  float2 row = make_float2(-INFINITY, 0.0f);  // largest score, sum of weights
+  float sums[kSize] = {};                     // of weighted values
+
+  __device__ __forceinline__ void add(float2 other, const float* other_sums) {
+    const float largest = fmaxf(row.x, other.x);
+    const float mine = weight_of(row.x, largest), theirs = weight_of(other.x, largest);
+    row = make_float2(largest, row.y * mine + other.y * theirs);
+#pragma unroll
+    for (int i = 0; i < kSize; ++i) sums[i] = sums[i] * mine + other_sums[i] * theirs;
+  }
+
+  __device__ __forceinline__ void keep(float* to) const {
+#pragma unroll
+    for (int i = 0; i < kSize; ++i) to[i] = sums[i];
+  }
+
+  template <class T>
+  __device__ __forceinline__ Chunk<T> result() const {
+    static_assert(Chunk<T>::kSize == kSize);
+    Chunk<T> chunk;
+#pragma unroll
+    for (int i = 0; i < kSize; ++i) chunk.elements[i] = from_float<T>(sums[i] / row.y);
+    return chunk;
+  }
+};
+
+}  // namespace lpd::cuda
