@@ -197,8 +197,8 @@ def bindings(stems: list[str]) -> tuple[list[Source], list[str]]:
 def build() -> Path:
     """Shared library of the kernels in ``csrc/cuda``, or in the folder ``LPD_SIMT_CUDA``.
 
-    Headers that are not in that folder come from ``csrc/cuda``. With ``<stem>.cu`` comes its binding
-    ``csrc/torch/<stem>.cpp``, if there is one; without any, the library holds the runtime alone.
+    Headers that are not in that folder come from ``csrc/cuda``. With ``<stem>.cu`` comes
+    ``csrc/torch/<stem>.cpp``, if there is one, its binding; without any, the runtime comes alone.
     """
     folder = Path(os.environ.get("LPD_SIMT_CUDA", ROOT / "csrc/cuda")).resolve()
     kernels = sorted(folder.glob("*.cu"))
