@@ -23,7 +23,7 @@ from pathlib import Path
 import emulator
 
 ROOT = Path(__file__).parent.parent
-KERNELS = ROOT / "csrc/cuda"
+KERNELS, BINDINGS = ROOT / "csrc/cuda", ROOT / "csrc/torch"
 SURVIVORS = ROOT / "tests/survivors.json"
 LONGEST_RUN = 120  # seconds, after which a mutant counts as caught: it hangs
 
@@ -93,10 +93,19 @@ def mutated(source: str, mutant: Mutant) -> str:
 
 
 def tests_of(file: str) -> list[str]:
-    """Return the test files of a kernel, or of all kernels for what they share."""
-    stems = {Path(file).stem} & {path.stem for path in KERNELS.glob("*.cu")}
-    stems = stems or {path.stem for path in KERNELS.glob("*.cu")}
-    return sorted(str(path) for stem in stems for path in ROOT.glob(f"tests/test_{stem}*.py"))
+    """Return the test files of the op that a file is named after, or else of all CUDA kernels."""
+    own = [op for op in ops_with_kernels() if file.startswith(op)]
+    return sorted(
+        str(path)
+        for op in own or ops_with_kernels()
+        for path in ROOT.glob(f"tests/test_{op}*.py")
+        if not path.stem.endswith("_planted")  # those change the source themselves
+    )
+
+
+def ops_with_kernels() -> list[str]:
+    """Return the stems of bindings that have a kernel of the same stem."""
+    return [path.stem for path in KERNELS.glob("*.cu") if (BINDINGS / f"{path.stem}.cpp").exists()]
 
 
 def is_caught(mutant: Mutant) -> bool:

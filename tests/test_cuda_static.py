@@ -15,7 +15,9 @@ DOUBLE = ["DADD", "DMUL", "DFMA"]  # a literal without its f, mostly
 NEVER = LOCAL_MEMORY + FLOAT_ATOMICS + DOUBLE
 
 # Kernel (regular expression) -> what it may have all the same.
-ALLOWED = {r"group_attention_simple_kernel<.*>": ["DADD"]}  # the sum of a row's weights, rounded once
+ALLOWED = {
+    r"group_attention_simple_kernel<.*>": ["DADD"]
+}  # the sum of a row's weights, rounded once
 
 # Kernel (regular expression) -> opcodes that must be there.
 EXPECTED = {
