@@ -152,7 +152,7 @@ def disassembler():
 
 
 def instructions(cubin):
-    """Opcodes with their modifiers, by readable kernel name."""
+    """By readable kernel name its code: [address, opcode with modifiers, where a branch goes]."""
     cached = cubin.path.with_suffix(".sass.json")
     if not cached.exists():
         tool = disassembler()
@@ -165,15 +165,38 @@ def instructions(cubin):
 
 
 def parse_sass(text):
-    """Sorted distinct opcodes of each function."""
+    """The same of what cuobjdump prints."""
     names, bodies = [], []
     for line in text.splitlines():
         if function := re.match(r"\s*Function : (\w+)", line):
             names.append(function.group(1))
-            bodies.append(set())
-        elif code := re.match(r"\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?\w+\s+)?([A-Z][\w.]*)", line):
-            bodies[-1].add(code.group(1))
-    return dict(zip(readable(names), map(sorted, bodies), strict=True))
+            bodies.append([])
+        elif code := re.match(r"\s*/\*([0-9a-f]{4,})\*/\s+(?:@!?\w+\s+)?([A-Z][\w.]*)(.*?);", line):
+            address, opcode, operands = code.groups()
+            target = re.search(r"\b0x([0-9a-f]+)$", operands.strip()) if opcode == "BRA" else None
+            bodies[-1].append([int(address, 16), opcode, int(target[1], 16) if target else None])
+    return dict(zip(readable(names), bodies, strict=True))
+
+
+def opcodes(code):
+    """Distinct opcodes, sorted."""
+    return sorted({opcode for _, opcode, _ in code})
+
+
+def loop_around(code, pattern):
+    """Opcodes of the innermost loop that holds all instructions of a pattern that loops hold."""
+    loops = [(target, at) for at, _, target in code if target is not None and target <= at]
+    places = [at for at, opcode, _ in code if re.match(pattern, opcode)]
+    inside = [at for at in places if any(begin <= at <= end for begin, end in loops)]
+    around = [
+        (end - begin, begin, end)
+        for begin, end in loops
+        if inside and all(begin <= at <= end for at in inside)
+    ]
+    if not around:
+        return []
+    _, begin, end = min(around)
+    return opcodes(entry for entry in code if begin <= entry[0] <= end)
 
 
 def resource_table(cubins):

@@ -12,6 +12,10 @@ import torch
 from lpd_ext import cuda_variant
 
 ROOT = Path(__file__).parent.parent
+STATS = (  # in the order of simt::Stats
+    *("launches", "accesses", "switches", "barriers"),
+    *("mma", "async_copies", "ldmatrix_phases", "bank_conflicts"),
+)
 ORDERS = ("forward", "reverse", "random")  # of threads and blocks
 
 
@@ -30,6 +34,13 @@ def load():
 def configure(order="random", seed=1):
     """Set the schedule of the launches that follow."""
     load().simt_configure(ORDERS.index(order), ctypes.c_uint64(seed), 0)
+
+
+def stats():
+    """Return what the emulator has counted so far."""
+    counts = (ctypes.c_uint64 * len(STATS))()
+    assert load().simt_stats(counts, len(STATS)) == len(STATS)
+    return dict(zip(STATS, counts, strict=True))
 
 
 def variant():

@@ -45,16 +45,28 @@ def cubins():
     return cuda_static.compile_all()
 
 
+# Kernel -> an opcode of its main loop, and what else must be in that loop.
+HOT_LOOPS = {
+    r"group_attention_mma_kernel<.*>": ("HMMA", [r"LDSM\.", r"LDGSTS\.", r"LDGDEPBAR\b"]),
+}
+
+
 @pytest.fixture(scope="module")
-def opcodes(cubins):
-    """(architecture, kernel) -> opcodes."""
+def code(cubins):
+    """(architecture, kernel) -> its instructions."""
     if cuda_static.disassembler() is None:
         pytest.skip("cuobjdump and nvdisasm are missing: pip install 'lpd_ext[sass]'")
     return {
-        (cubin.architecture, kernel): codes
+        (cubin.architecture, kernel): instructions
         for cubin in cubins
-        for kernel, codes in cuda_static.instructions(cubin).items()
+        for kernel, instructions in cuda_static.instructions(cubin).items()
     }
+
+
+@pytest.fixture(scope="module")
+def opcodes(code):
+    """(architecture, kernel) -> opcodes."""
+    return {key: cuda_static.opcodes(instructions) for key, instructions in code.items()}
 
 
 def of_kernel(table, kernel):
@@ -105,6 +117,27 @@ def test_instructions_that_a_kernel_must_have(opcodes):
         assert not missing, f"{architecture} {kernel}: no {missing} in {codes}"
 
 
+def test_instructions_of_the_hot_loop(code):
+    seen = set()
+    for (architecture, kernel), instructions in code.items():
+        for name, (anchor, wanted) in HOT_LOOPS.items():
+            if not re.fullmatch(name, kernel):
+                continue
+            seen.add(name)
+            loop = cuda_static.loop_around(instructions, anchor)
+            missing = [p for p, hits in matching(wanted, loop).items() if not hits]
+            assert not missing, f"{architecture} {kernel}: no {missing} around {anchor}: {loop}"
+    assert seen == set(HOT_LOOPS)
+
+
+def test_a_loop_is_found():
+    code = [[0, "S2R", None], [16, "LDSM.4", None], [32, "HMMA", None], [48, "BRA", 16],
+            [64, "LDG", None], [80, "BRA", 0], [96, "HMMA", None]]  # fmt: skip
+    assert cuda_static.loop_around(code, "HMMA") == ["BRA", "HMMA", "LDSM.4"]
+    assert cuda_static.loop_around(code, "LDG") == ["BRA", "HMMA", "LDG", "LDSM.4", "S2R"]
+    assert cuda_static.loop_around(code, "FFMA") == []
+
+
 PLANTED = """
 namespace lpd::cuda {
 namespace {
@@ -143,8 +176,8 @@ def test_a_planted_kernel_is_seen(planted):
 def test_planted_instructions_are_seen(planted):
     if cuda_static.disassembler() is None:
         pytest.skip("cuobjdump and nvdisasm are missing: pip install 'lpd_ext[sass]'")
-    opcodes = cuda_static.instructions(planted)
-    hits = matching(NEVER, opcodes["planted<float, 40>"] + opcodes["planted<double, 40>"])
+    code = cuda_static.instructions(planted)
+    hits = matching(NEVER, [opcode for body in code.values() for _, opcode, _ in body])
     assert all(hits[p] for p in (*LOCAL_MEMORY, FLOAT_ATOMICS[0], "DMUL"))
 
 

@@ -90,3 +90,15 @@ def test_every_end_of_a_tile_of_keys(device, variant, q_len, num_keys):
         wide = (qkv.double(), k_cache.double(), v_cache.double())
         truth = run(reference.group_attention, case, *wide)
         assert_close(run(group_attention, case, qkv, k_cache, v_cache), same_dtype, truth)
+
+
+@pytest.mark.parametrize("head_dim", [32, 128])
+@pytest.mark.parametrize("batch", [100, 300])
+def test_bits_do_not_depend_on_how_rows_are_shared_out(device, batch, head_dim):
+    # With many images a kernel may give a block more rows: four groups of 16 in place of one.
+    case = AttentionCase("many", batch, 50, 1, head_dim, 3, 20, 23)
+    inputs = make_inputs(case, torch.bfloat16, device)
+    out = run(group_attention, case, *(tensor.clone() for tensor in inputs))
+    alone = run(group_attention, case, *(tensor[-1:].clone() for tensor in inputs))
+    assert not out.isnan().any()
+    assert torch.equal(out[-1:], alone)

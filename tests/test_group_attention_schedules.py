@@ -3,7 +3,7 @@
 import emulator
 import pytest
 import torch
-from cases import ATTENTION_CASES, HALF_AND_FLOAT
+from cases import ATTENTION_CASES, HALF_AND_FLOAT, AttentionCase
 from test_group_attention import make_inputs, run
 from test_group_attention_ragged import IMAGES, LONG_IMAGES, make_ragged, run_ragged
 
@@ -57,3 +57,14 @@ def test_nor_do_those_of_the_ragged_form(on_each_schedule, images, dtype):
         return run_ragged(group_attention, (qkv, *caches), lengths), *caches
 
     assert_bits_equal(on_each_schedule(attend))
+
+
+@pytest.mark.parametrize("head_dim", [32, 64, 80, 96, 128])
+def test_tensor_cores_read_without_bank_conflicts(monkeypatch, head_dim):
+    emulator.use(monkeypatch)
+    case = AttentionCase("banks", 1, 40, 1, head_dim, 100, 19, 120)
+    before = emulator.stats()
+    run(group_attention, case, *make_inputs(case, torch.bfloat16, "cpu"))
+    after = emulator.stats()
+    assert after["ldmatrix_phases"] > before["ldmatrix_phases"]
+    assert after["bank_conflicts"] == before["bank_conflicts"]

@@ -16,7 +16,13 @@ MAX_LINES = 450
 # Room -> patterns of includes that may stand there (beside the C++ standard library).
 INCLUDES = {
     "csrc/include/lpd": [r"lpd/.*\.h"],
-    "csrc/cuda": [r"lpd/.*\.h", r"cuda.*\.h", r"cub/.*", r".*\.cuh", r"dispatch\.h"],
+    "csrc/cuda": [
+        r"lpd/.*\.h",
+        r"cuda.*\.h",
+        r"cub/.*",
+        r".*\.cuh",
+        r"(dispatch|group_attention_.*)\.h",
+    ],
     "csrc/cpu": [
         r"lpd/.*\.h",
         r"(half|target|vector_.*|group_order_.*|fused_linear_.*|token_selection_.*)\.h",
@@ -27,7 +33,7 @@ INCLUDES = {
     "csrc/torch": [
         r"torch/(csrc/stable|headeronly)/.*",
         r"lpd/.*\.h",
-        r"(checks|cuda_launch|library|workspace)\.h",
+        r"(checks|cuda_.*|library|workspace)\.h",
     ],
 }
 INCLUDES_OF_FILE = {
@@ -64,6 +70,7 @@ IMPORTS = {
     ],
     "lpd_ext/checks.py": [],
     "lpd_ext/cpu_variant.py": ["lpd_ext._binary", "lpd_ext.checks"],
+    "lpd_ext/cuda_variant.py": ["lpd_ext._binary", "lpd_ext.checks"],
     "lpd_ext/models": ["lpd_ext.models", "lpd_ext.checks", "lpd_ext.files"],
     "lpd_ext/self_check.py": ["lpd_ext.ops", "lpd_ext.schedule"],
     "lpd_ext/verdicts.py": ["lpd_ext._binary", "lpd_ext.files", "lpd_ext.self_check"],
@@ -97,8 +104,10 @@ IMPORTS = {
     "lpd_ext/decode.py": ["lpd_ext.models", "lpd_ext.kernels", "lpd_ext.decode_request"],
 }
 ANYTHING_OF_THE_PACKAGE = {"lpd_ext/__init__.py", "lpd_ext/ops/__init__.py"}
-THE_BINARY = {"lpd_ext/__init__.py", "lpd_ext/_binary.py", "lpd_ext/schedule.py", "lpd_ext/info.py",
-              "lpd_ext/cpu_variant.py", "lpd_ext/verdicts.py"}  # fmt: skip
+THE_BINARY = {
+    *("lpd_ext/__init__.py", "lpd_ext/_binary.py", "lpd_ext/schedule.py", "lpd_ext/info.py"),
+    *("lpd_ext/cpu_variant.py", "lpd_ext/cuda_variant.py", "lpd_ext/verdicts.py"),
+}
 
 
 def cpp_files():
