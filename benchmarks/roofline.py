@@ -52,6 +52,12 @@ class Gpu:
     arithmetic: float
     l2_share: float
 
+    @property
+    def ceilings(self) -> str:
+        """Name and numbers, in words."""
+        bandwidth, arithmetic = self.bandwidth / 1e12, self.arithmetic / 1e12
+        return f"{self.name} taken at {bandwidth:g} TB/s and {arithmetic:g} TFLOP/s"
+
 
 # The design notes of this project call these ceilings measured on such a card with PyTorch (770 to
 # 798 TFLOP/s on random data), and take 30 MB of L2. This repository has not measured them.
@@ -187,10 +193,7 @@ def attention_table(gpu: Gpu) -> Iterator[list[str]]:
 def main() -> None:
     """Print the tables."""
     for gpu in GPUS:
-        print(
-            f"Floors, not measurements: {gpu.name} taken at {gpu.bandwidth / 1e12:g} TB/s and "
-            f"{gpu.arithmetic / 1e12:g} TFLOP/s; bfloat16, two sequences an image (guidance)."
-        )
+        print(f"Floors, not measurements: {gpu.ceilings}; bfloat16, two sequences an image.")
         titles = {"Decoding a batch, without the tokenizer": decode_table,
                   "group_attention, one call": attention_table}  # fmt: skip
         for title, table in titles.items():
