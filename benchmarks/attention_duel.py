@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -64,6 +65,7 @@ class Verifier:
         exact = [sdpa_dense_mask(*self._copies(chunk, torch.float64)) for chunk in chunks]
         self._exact = torch.cat(exact)
         self._allowed = 2 * self._error(sdpa_dense_mask) + 1e-5
+        assert math.isfinite(self._allowed), "torch's attention is no measure here"
 
     def agrees(self, call: Call) -> bool:
         """Return whether the largest error is at most twice that of torch's attention."""
