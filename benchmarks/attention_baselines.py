@@ -116,7 +116,8 @@ def prepare_flashinfer(
     """Plan flashinfer's paged attention for one shape.
 
     The cache of a sequence is one page. Its context rows and its queries are two requests on that
-    page, of different lengths: no mask at all, one launch.
+    page, of different lengths: no mask at all, one launch. Its second generation of kernels has
+    tiles for few rows and pages of any length.
     """
     flashinfer = import_module("flashinfer")
     batch, rows, _, num_heads, head_dim = qkv.shape
@@ -128,7 +129,7 @@ def prepare_flashinfer(
 
     row_counts = alternating(context_len, rows - context_len)
     attention = flashinfer.BatchPrefillWithPagedKVCacheWrapper(
-        torch.empty(_WORKSPACE, dtype=torch.uint8, device=qkv.device), "HND"
+        torch.empty(_WORKSPACE, dtype=torch.uint8, device=qkv.device), "HND", backend="fa2"
     )
     attention.plan(
         F.pad(row_counts.cumsum(0, dtype=torch.int32), (1, 0)),

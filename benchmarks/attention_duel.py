@@ -182,7 +182,7 @@ def duel_on_gpu(
     duel(
         versus,
         f"{model}, step {number + 1} of {num_steps}: {step.rows} rows x {step.keys} keys, "
-        f"batch {images}",
+        f"batch {images} x 2",
         case,
         {**SDPA, "simple_kernel": simple_kernel},
         prepared,

@@ -245,7 +245,7 @@ def _errors(row: Result) -> str:
 
 def _floors(rows: Sequence[Result]) -> list[str]:
     ceilings = dict.fromkeys(row["ceilings"] for row in rows if "ceilings" in row)
-    return [f"Floors: work as `benchmarks/roofline.py` counts it, at {c}." for c in ceilings]
+    return [f"Floors: work as `benchmarks/roofline.py` counts it, {c}." for c in ceilings]
 
 
 def _left_out(rows: Sequence[Result]) -> list[str]:

@@ -98,8 +98,9 @@ class FakeFlashinfer(ModuleType):
     """Paged attention, planned and run, as flashinfer documents it; a loop over requests."""
 
     class BatchPrefillWithPagedKVCacheWrapper:
-        def __init__(self, workspace, kv_layout):
+        def __init__(self, workspace, kv_layout, *, backend):
             assert workspace.dtype == torch.uint8
+            assert backend == "fa2"
             assert kv_layout == "HND"  # pages of [heads, rows, head_dim]
 
         def plan(self, q_begins, page_begins, pages, last_lens, q_heads, kv_heads, head_dim,

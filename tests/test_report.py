@@ -197,9 +197,7 @@ def test_floors_and_the_best_baseline_of_each_case():
         "**0.80x, slower** |",
         "| geometric mean |  | 7.9 % | 1.69x | 2.47x | 1.26x | 1.26x |",
     ]
-    assert (
-        "Floors: work as `benchmarks/roofline.py` counts it, at Some GPU taken at 1 TB/s." in text
-    )
+    assert "Floors: work as `benchmarks/roofline.py` counts it, Some GPU taken at 1 TB/s." in text
     assert "Left out: `flashinfer` in 3 cases (not installed)." in text
     assert "`simple_kernel`: our own kernel" in text
     machine = report.fill(REGION.format("machine", ""), many_on_gpu())

@@ -277,7 +277,7 @@ def test_benchmark_of_a_gpu_on_the_cpu(monkeypatch, card, number):
     always = {"sdpa_dense_mask", "sdpa_two_slices", "simple_kernel"}
     step = list(steps(group_sizes(64, 8)))[number]
     assert shown["title"] == (
-        f"tiny, step {number + 1} of 8: {step.rows} rows x {step.keys} keys, batch 3"
+        f"tiny, step {number + 1} of 8: {step.rows} rows x {step.keys} keys, batch 3 x 2"
     )
     assert (shown["op"], shown["images"]) == ("group_attention", 3)
     assert shown["left_out"] == {"flashinfer": "not installed"}
