@@ -28,7 +28,8 @@ from report import trim
 
 ROOT = Path(__file__).parent.parent
 REQUIRED = ["torch", "numpy", "safetensors", "PIL", "tqdm", "pybind11", "setuptools", "pytest"]
-OPTIONAL = ["ninja", "hypothesis", "pytest_benchmark", "cupy", "sklearn", "scipy"]
+OPTIONAL = ["ninja", "hypothesis", "pytest_benchmark", "cupy", "triton", "flashinfer", "sklearn",
+            "scipy"]  # fmt: skip
 TOOLS = ["nvcc", "g++", "compute-sanitizer", "nvidia-smi"]
 
 

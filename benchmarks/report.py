@@ -15,20 +15,28 @@ import json
 import re
 import statistics
 import sys
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from speed_chart import ON_GPU, factor, loses, speed_chart
+from speed_chart import ON_GPU, factor, loses, over_best, speed_chart
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks/results"
 CHART = "docs/speed.svg"
-COMMAND = "make bench"
+COMMAND, GPU_COMMAND = "make bench", "bash benchmarks/gpu_check.sh bench"
 
 BASELINES = {
     "sdpa_dense_mask": "one call of torch's attention with a mask made beforehand",
     "sdpa_two_slices": "two unmasked calls of torch's attention on slices of the cache",
+    "flex_attention": "torch's flex_attention, compiled for the shape, the two prefixes as a block "
+    "mask",
+    "flashinfer": "its paged attention planned for the shape, context rows and queries as two "
+    "requests on one page",
+    "simple_kernel": "our own kernel without tensor cores, no baseline",
     "torch_chain": "lerp, topk or sort, softmax, cumsum, searchsorted",
     "published_chain": "the published sampling code, which draws with torch.multinomial",
     "reference": "the specification in plain torch and Python (lpd_ext.ops.reference)",
@@ -42,6 +50,15 @@ BASELINES = {
 }
 
 Result = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Column:
+    """Of a table: what stands at its head, in the row of a case and in the row of a mean."""
+
+    heading: str
+    cell: Callable[[Result], str]
+    mean: Callable[[Sequence[Result]], str] = lambda rows: ""
 
 
 def trim(sources: Sequence[Result]) -> Result:
@@ -110,9 +127,10 @@ def _caption(name: str, result: Result, several: bool) -> str:
     dirty = " with uncommitted changes" if commit["dirty"] else ""
     flags = f" with {', '.join(machine['cpu_flags'])}" if machine["cpu_flags"] else ""
     label = f"**{name}:** " if several else ""
-    gpu = timer = ""
+    gpu, timer, command = "", "", COMMAND
     if any(map(_on_gpu, (b["extra_info"] for b in result["benchmarks"]))):
         gpu = f"{machine['gpu']}, driver {machine['driver']}, CUDA {machine['cuda']}; "
+        command = GPU_COMMAND
         timer = (
             " Times on the GPU are those of CUDA graphs replayed between two events, L2 flushed "
             "before each."
@@ -121,7 +139,7 @@ def _caption(name: str, result: Result, several: bool) -> str:
         f"{label}{gpu}{machine['cpu']}{flags}; {machine['threads']} threads on {machine['cores']} "
         f"cores; kernels for {machine['cpu_variant']}; torch {machine['torch']}, Python "
         f"{machine['python']}, {machine['system']}; commit {commit['id'][:7]}{dirty}, "
-        f"{result['date']}, `{COMMAND}`. Medians; a factor is the median over rounds in which ours "
+        f"{result['date']}, `{command}`. Medians; a factor is the median over rounds in which ours "
         "and the baselines took turns in one process, above 1x ours is faster. Interquartile "
         f"ranges: typically {statistics.median(spreads):.0f} %, at most {max(spreads):.0f} %."
         f"{timer}"
@@ -142,6 +160,7 @@ def _tables(op: str, results: dict[str, Result]) -> str:
             named += columns
             parts.append(_table(rows, columns))
             parts += [_errors(row) for row in rows if "logits_error" in row]
+            parts += _floors(rows) + _left_out(rows)
     legend = [f"`{name}`: {BASELINES[name]}." for name in dict.fromkeys(named) if name in BASELINES]
     return "\n\n".join(parts + ([" ".join(legend)] if legend else []))
 
@@ -150,26 +169,64 @@ def _on_gpu(row: Result) -> bool:
     return row.get("device", "cpu") != "cpu"
 
 
-def _table(rows: Sequence[Result], columns: Sequence[str]) -> str:
-    lines = [["case", "ours", *(f"`{column}`" for column in columns)]]
-    lines.append(["---", *["--:"] * (1 + len(columns))])
-    for row in rows:
-        cells = [_baseline(row["baselines"].get(column)) for column in columns]
-        lines.append([row["case"], duration(row["ours"]["median_us"]), *cells])
-    if len(rows) > 1:
-        lines.append(["geometric mean", "", *(_mean(rows, column) for column in columns)])
+def _table(rows: Sequence[Result], baselines: Sequence[str]) -> str:
+    columns = [Column("ours", lambda row: duration(row["ours"]["median_us"]))]
+    if any("floor_us" in row for row in rows):
+        columns.append(Column("of the floor", _share, _mean_share))
+    if any("images" in row for row in rows):
+        columns.append(Column("over the best baseline", _over_best, _mean_over_best))
+    columns += [Column(f"`{name}`", partial(_baseline, name), partial(_mean, name))
+                for name in baselines]  # fmt: skip
+    lines = [["case", *(column.heading for column in columns)]]
+    lines.append(["---", *["--:"] * len(columns)])
+    lines += [[row["case"], *(column.cell(row) for column in columns)] for row in rows]
+    for title, group in _groups(rows):
+        lines.append([title, *(column.mean(group) for column in columns)])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _baseline(measured: Result | None) -> str:
-    if measured is None:
+def _groups(rows: Sequence[Result]) -> Iterator[tuple[str, list[Result]]]:
+    """Yield what is averaged: by images where there are any, and everything."""
+    for images in sorted({row["images"] for row in rows if "images" in row}):
+        group = [row for row in rows if row.get("images") == images]
+        yield f"geometric mean, batch {images}", group
+    if len(rows) > 1:
+        yield "geometric mean", list(rows)
+
+
+def _share(row: Result) -> str:
+    if "floor_us" not in row:
         return ""
+    return _percent(row["floor_us"] / row["ours"]["median_us"])
+
+
+def _mean_share(rows: Sequence[Result]) -> str:
+    shares = [row["floor_us"] / row["ours"]["median_us"] for row in rows if "floor_us" in row]
+    return _percent(statistics.geometric_mean(shares)) if shares else ""
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %" if share >= 0.1 else f"{100 * share:.2g} %"
+
+
+def _over_best(row: Result) -> str:
+    return _marked(over_best(row))
+
+
+def _mean_over_best(rows: Sequence[Result]) -> str:
+    return _marked(statistics.geometric_mean(map(over_best, rows)))
+
+
+def _baseline(name: str, row: Result) -> str:
+    if name not in row["baselines"]:
+        return ""
+    measured = row["baselines"][name]
     return f"{duration(measured['median_us'])} ({_marked(measured['ratio'])})"
 
 
-def _mean(rows: Sequence[Result], column: str) -> str:
-    ratios = [row["baselines"][column]["ratio"] for row in rows if column in row["baselines"]]
-    return _marked(statistics.geometric_mean(ratios))
+def _mean(name: str, rows: Sequence[Result]) -> str:
+    ratios = [row["baselines"][name]["ratio"] for row in rows if name in row["baselines"]]
+    return _marked(statistics.geometric_mean(ratios)) if ratios else ""
 
 
 def _marked(ratio: float) -> str:
@@ -184,6 +241,20 @@ def _errors(row: Result) -> str:
         f"exact: {listed} (logits of standard deviation {row['logits_std']:.2g}, entropy "
         f"{row['entropy_nats']:.1f} nats)."
     )
+
+
+def _floors(rows: Sequence[Result]) -> list[str]:
+    ceilings = dict.fromkeys(row["ceilings"] for row in rows if "ceilings" in row)
+    return [f"Floors: work as `benchmarks/roofline.py` counts it, {c}." for c in ceilings]
+
+
+def _left_out(rows: Sequence[Result]) -> list[str]:
+    """Say which baselines did not take part, why, and in how many cases."""
+    reasons = Counter(pair for row in rows for pair in row.get("left_out", {}).items())
+    if not reasons:
+        return []
+    listed = (f"`{name}` in {n} cases ({reason})" for (name, reason), n in reasons.items())
+    return [f"Left out: {', '.join(listed)}."]
 
 
 def duration(microseconds: float) -> str:

@@ -150,6 +150,76 @@ def test_chart_of_times_on_the_gpu():
     assert titles == ["op", "op, times on the GPU"]
 
 
+def many_on_gpu():
+    """Invented times of `group_attention` as on a GPU: two batch sizes, one case lost."""
+    sdpa, flex, simple = "sdpa_dense_mask", "flex_attention", "simple_kernel"
+    cases = [  # images, ours, ratios
+        (1, 4.0, {sdpa: 3.0, simple: 0.5}),
+        (1, 10.0, {sdpa: 4.0, flex: 2.0, simple: 1.0}),
+        (64, 80.0, {sdpa: 1.25, flex: 0.8, simple: 4.0}),
+    ]
+    result = measured()
+    result["machine_info"] |= {"gpu": "Some GPU", "driver": "580.65.06", "cuda": "13.0"}
+    result["benchmarks"] = [
+        {
+            "name": f"test[{i}]",
+            "extra_info": {
+                "op": "group_attention",
+                "case": f"case {i}",
+                "device": "cuda",
+                "images": images,
+                "floor_us": 40.0 if images == 64 else 0.2,
+                "ceilings": "Some GPU taken at 1 TB/s",
+                "left_out": {"flashinfer": "not installed"},
+                "ours": contender(ours),
+                "baselines": {n: contender(ours * r, ratio=r) for n, r in ratios.items()},
+            },
+        }
+        for i, (images, ours, ratios) in enumerate(cases)
+    ]
+    return {"here": report.trim([result])}
+
+
+def test_floors_and_the_best_baseline_of_each_case():
+    # The means by batch are what a goal is stated in; a kernel of ours is nobody's baseline.
+    text = report.fill(REGION.format("group_attention", ""), many_on_gpu())
+    table = [line for line in text.splitlines() if line.startswith("| ")]
+    assert table == [
+        "| case | ours | of the floor | over the best baseline | `sdpa_dense_mask` | "
+        "`simple_kernel` | `flex_attention` |",
+        "| --- | --: | --: | --: | --: | --: | --: |",
+        "| case 0 | 4.00 us | 5 % | 3.00x | 12.0 us (3.00x) | 2.00 us (**0.50x, slower**) |  |",
+        "| case 1 | 10.0 us | 2 % | 2.00x | 40.0 us (4.00x) | 10.0 us (1.00x) | 20.0 us (2.00x) |",
+        "| case 2 | 80.0 us | 50 % | **0.80x, slower** | 100 us (1.25x) | 320 us (4.00x) | "
+        "64.0 us (**0.80x, slower**) |",
+        "| geometric mean, batch 1 |  | 3.2 % | 2.45x | 3.46x | **0.71x, slower** | 2.00x |",
+        "| geometric mean, batch 64 |  | 50 % | **0.80x, slower** | 1.25x | 4.00x | "
+        "**0.80x, slower** |",
+        "| geometric mean |  | 7.9 % | 1.69x | 2.47x | 1.26x | 1.26x |",
+    ]
+    assert "Floors: work as `benchmarks/roofline.py` counts it, Some GPU taken at 1 TB/s." in text
+    assert "Left out: `flashinfer` in 3 cases (not installed)." in text
+    assert "`simple_kernel`: our own kernel" in text
+    machine = report.fill(REGION.format("machine", ""), many_on_gpu())
+    assert "`bash benchmarks/gpu_check.sh bench`" in machine
+
+
+def test_a_card_without_known_ceilings_has_no_share_of_a_floor():
+    results = many_on_gpu()
+    for benchmark in results["here"]["benchmarks"]:
+        del benchmark["extra_info"]["floor_us"], benchmark["extra_info"]["ceilings"]
+    text = report.fill(REGION.format("group_attention", ""), results)
+    assert "loor" not in text
+    assert "| case 0 | 4.00 us | 3.00x |" in text
+
+
+def test_chart_of_many_cases_has_a_bar_for_the_best_baseline():
+    root = ElementTree.fromstring(speed_chart(many_on_gpu()))
+    words = [text.text for text in root.iter(f"{SVG}text")]
+    assert {"3.00x", "2.00x", "0.80x slower", "vs the best baseline"} <= set(words)
+    assert "4.00x" not in words
+
+
 def test_errors_of_the_logits_are_shown(results):
     row = results["here"]["benchmarks"][0]["extra_info"]
     row |= {"logits_error": {"plan": {"max": 0.123, "mean": 0.0456}}, "logits_std": 2.5}

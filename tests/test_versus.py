@@ -7,16 +7,22 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
-from lpd_ext import LPDConfig
+from lpd_ext import LPDConfig, group_attention, group_sizes
 
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
+import attention_baselines
+import attention_duel
+from attention_duel import Case, Verifier
 from bench_decode import ROUNDS, duel
 from contender import Contender, fastest, summary
 from machine import cpu_name, machine
 from report import BASELINES, fill, trim
+from roofline import Step, steps
 
 ROOT = Path(__file__).parent.parent
 BENCHMARKS = ROOT / "benchmarks"
@@ -179,6 +185,109 @@ def test_benchmarks_of_ops_run_and_verify():
     # Their smallest cases, untimed: a benchmark nobody runs rots.
     smallest = "256-0-2 or unfiltered or (one and 16x16)"
     pytest_run(str(BENCHMARKS), "--benchmark-disable", "-k", smallest, cwd=ROOT)
+
+
+SMALL_STEP = Step(context_len=2, num_queries=3, cache_len=5)
+
+
+def small_case(num_sequences=3):
+    return Case(SMALL_STEP, num_sequences, 2, 32, 17, torch.float32, torch.device("cpu"))
+
+
+def leaking(qkv, k_cache, v_cache, cache_len, context_len):
+    """Context rows see the queries."""
+    return group_attention(qkv, k_cache, v_cache, cache_len, 0)
+
+
+def test_a_wrong_kernel_is_not_timed():
+    verifier = Verifier(small_case(70).layers()[0])  # more sequences than are computed at once
+    assert verifier.agrees(group_attention)
+    assert not verifier.agrees(leaking)
+    assert not verifier.agrees(lambda *a: group_attention(*a) * torch.nan)
+
+    def right_but_for_the_last(*arguments):
+        out = group_attention(*arguments)
+        out[-1, -1, -1] += 0.01
+        return out
+
+    assert not verifier.agrees(right_but_for_the_last)
+    with pytest.raises(AssertionError, match="mine: leaking is wrong"):
+        attention_duel.duel(None, "case", small_case(), {"mine": {"variant": leaking}}, {})
+
+
+def test_what_does_not_work_here_is_left_out_with_a_reason():
+    def absent(*_):
+        raise ModuleNotFoundError("No module named 'absent'")
+
+    def broken(*_):
+        raise RuntimeError("ptxas failed: /home/somebody/x.ptx")
+
+    prepared = {"good": lambda *_: group_attention, "absent": absent, "broken": broken,
+                "wrong": lambda *_: leaking}  # fmt: skip
+    verifier = Verifier(small_case().layers()[0])
+    with pytest.warns(UserWarning, match=r"broken: .*ptxas failed"):
+        calls, left_out = attention_duel.admit(prepared, verifier)
+    assert calls == {"good": group_attention}
+    # The JSON is committed: no path of a machine.
+    assert left_out == {
+        "absent": "not installed", "broken": "RuntimeError", "wrong": "wrong result"
+    }  # fmt: skip
+
+
+def test_on_a_gpu_a_replay_is_what_is_verified(monkeypatch):
+    # A graph that missed a launch, one on another stream say, gives stale results, fast.
+    class Gpu:
+        def capture(self, run):
+            run()
+            return lambda: None
+
+    monkeypatch.setattr(attention_duel, "current_gpu", Gpu)
+    somewhere = SimpleNamespace(device=torch.device("cuda"))
+    assert attention_duel._run_as_timed(lambda x: torch.ones(3), (somewhere,)).sum() == 0
+
+
+def test_layers_fit_into_memory(monkeypatch):
+    bytes_of_one = sum(tensor.nbytes for tensor in small_case().layers()[0][:3])
+    for limit, count in [(10**9, 24), (3 * bytes_of_one, 3), (bytes_of_one - 1, 1)]:
+        monkeypatch.setitem(attention_duel.MOST_BYTES, "cpu", limit)
+        layers = small_case().layers()
+        assert len(layers) == count
+        assert len({layer[1].data_ptr() for layer in layers}) == count
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize(("card", "number"), [("NVIDIA H200", 4), ("Some GPU", 0)])
+def test_benchmark_of_a_gpu_on_the_cpu(monkeypatch, card, number):
+    # A tiny model; neither a GPU nor a compiler nor tensor cores, but every contender runs.
+    config = LPDConfig(grid=(8, 8), dim=64, depth=1, num_heads=2)
+    monkeypatch.setattr(LPDConfig, "named", staticmethod({"tiny": config}.__getitem__))
+    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: card)
+    monkeypatch.setitem(sys.modules, "flashinfer", None)
+    monkeypatch.setattr(attention_baselines, "cuda_variant", lambda: "tensor_cores")
+    monkeypatch.setattr(attention_baselines, "set_cuda_variant", lambda name: None)
+    shown = {}
+
+    def versus(op, title, ours, baselines, *, inputs, device, rounds, **notes):
+        shown.update(notes, op=op, title=title, names=set(baselines))
+        assert baselines.keys() <= BASELINES.keys()
+        assert {len(i) for i in inputs} == {5}
+
+    attention_duel.duel_on_gpu(versus, torch.device("cpu"), "tiny", 8, number, 3)
+    always = {"sdpa_dense_mask", "sdpa_two_slices", "simple_kernel"}
+    step = list(steps(group_sizes(64, 8)))[number]
+    assert shown["title"] == (
+        f"tiny, step {number + 1} of 8: {step.rows} rows x {step.keys} keys, batch 3 x 2"
+    )
+    assert (shown["op"], shown["images"]) == ("group_attention", 3)
+    assert shown["left_out"] == {"flashinfer": "not installed"}
+    assert shown["names"] == always | ({"flex_attention"} if number else set())
+    if card == "NVIDIA H200":
+        # Two sequences an image, two heads of 32, each row and key two bytes a number.
+        moved = 4 * step.rows + 2 * (step.cache_len + step.context_len)
+        assert shown["floor_us"] == pytest.approx(moved * 6 * 64 * 2 / 4.3e12 * 1e6)
+    else:
+        assert "floor_us" not in shown
 
 
 def test_benchmark_of_a_generation_verifies_and_runs():
