@@ -11,22 +11,24 @@ import sys
 
 import torch
 
+from lpd_ext import cuda_variant
 from lpd_ext.ops import reference
 from lpd_ext.ops.group_attention import HEAD_DIMS
 
-BATCH, HEADS, SLOTS, ROWS = 2, 2, 70, 19
+BATCH, HEADS, ROWS = 2, 2, 19
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}
-# (cache_len, context_len, q_len) an image: both prefixes, a tile's edges, padding, lengths that do
-# not fit. The images of a pair are at different steps.
+# Slots, and (cache_len, context_len, q_len) an image: both prefixes, a tile's edges, padding, lengths
+# that do not fit, keys that are split over blocks. The images of a pair are at different steps.
 PAIRS = [
-    ((0, 1, 3), (13, 4, 19)),
-    ((32, 16, 17), (51, 19, 19)),
-    ((31, 0, 2), (5, 0, 0)),
-    ((69, 2, 5), (64, 0, 16)),
+    (70, ((0, 1, 3), (13, 4, 19))),
+    (70, ((32, 16, 17), (51, 19, 19))),
+    (70, ((31, 0, 2), (5, 0, 0))),
+    (70, ((69, 2, 5), (64, 0, 16))),
+    (450, ((430, 10, 19), (380, 3, 5))),
 ]
 
 
-def group_attention(device, dtype, head_dim, images, shift):
+def group_attention(device, dtype, head_dim, slots, images, shift):
     """One call in the ragged form, one an image in the other; all against the reference."""
     op = torch.ops.lpd_ext.group_attention
     generator = torch.Generator().manual_seed(head_dim)
@@ -35,7 +37,7 @@ def group_attention(device, dtype, head_dim, images, shift):
         return torch.randn(shape, generator=generator).to(dtype)
 
     qkv = random(BATCH, ROWS, 3, HEADS, head_dim)
-    k_cache, v_cache = random(2, BATCH, HEADS, SLOTS, head_dim)
+    k_cache, v_cache = random(2, BATCH, HEADS, slots, head_dim)
     lengths = torch.tensor(images, dtype=torch.int32).T.contiguous()
     scale = head_dim**-0.5
 
@@ -53,7 +55,7 @@ def group_attention(device, dtype, head_dim, images, shift):
     close(out, expected, dtype)
 
     for image, (cache_len, context_len, q_len) in enumerate(images):
-        if cache_len + context_len > SLOTS:
+        if cache_len + context_len > slots:
             continue
         one = slice(image, image + 1)
         alone = op(on_device[one, :q_len], *caches[:, one], cache_len, context_len, scale)
@@ -68,14 +70,18 @@ def close(got, expected, dtype):
 
 def run(device):
     """All kernels; returns the number of cases."""
+    variants = cuda_variant.VARIANTS if device.type == "cuda" else [None]
     cases = [
-        (dtype, head_dim, images, shift)
+        (variant, dtype, head_dim, *pair, nth % 2)
+        for variant in variants
         for dtype in TOLERANCE
         for head_dim in HEAD_DIMS
-        for shift, images in enumerate(PAIRS)
+        for nth, pair in enumerate(PAIRS)
     ]
-    for dtype, head_dim, images, shift in cases:
-        group_attention(device, dtype, head_dim, images, shift % 2)
+    for variant, *case in cases:
+        if variant is not None:
+            cuda_variant.set_cuda_variant(variant)
+        group_attention(device, *case)
     return len(cases)
 
 

@@ -95,6 +95,15 @@ def test_bits_of_an_image_do_not_depend_on_its_neighbours(device):
         equal(run_ragged(group_attention, parts, lengths[:, images].contiguous()), expected[images])
 
 
+def test_bits_do_not_depend_on_who_walks_the_keys(device):
+    # A few images, their keys split over blocks, and the same among so many that they are not.
+    tensors, lengths = make_ragged(torch.bfloat16, device, LONG_IMAGES)
+    many = [tensor.repeat(8, *[1] * (tensor.ndim - 1)) for tensor in tensors]
+    expected = run_ragged(group_attention, tensors, lengths)
+    out = run_ragged(group_attention, many, lengths.repeat(1, 8))
+    equal(out, expected.repeat(8, 1, 1))
+
+
 def test_out(device):
     tensors, lengths = make_ragged(torch.float32, device)
     expected = run_ragged(group_attention, [tensor.clone() for tensor in tensors], lengths)

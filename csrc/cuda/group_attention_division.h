@@ -50,13 +50,20 @@ inline Bounds bounds_of(const GroupAttentionParams& params) {
           .num_parts = ceil_div(tiles, kPartTiles)};
 }
 
-// A row's bits do not depend on which groups share a block: where pairs are few, groups go to
-// blocks of their own, though each reads the keys again; where they are many, keys are read once.
+// A row's bits depend neither on which groups share a block nor on who walks the parts. So where
+// pairs are few, groups and parts go to blocks of their own, though keys are then read several
+// times and parts written; where they are many, a block reads the keys once for all of its pair.
+constexpr int64_t kFewBlocks = 264;  // two on each multiprocessor of an H100
+
+inline bool is_split(const GroupAttentionParams& params, const Bounds& bounds) {
+  const int64_t pairs = params.batch * params.num_heads;
+  return bounds.num_parts > 1 && pairs * bounds.num_groups < kFewBlocks;
+}
+
 inline int groups_of_block(const GroupAttentionParams& params, const Bounds& bounds) {
-  constexpr int64_t kFewBlocks = 264;  // two on each multiprocessor of an H100
-  const int64_t blocks = params.batch * params.num_heads * bounds.num_parts;
+  const int64_t pairs = params.batch * params.num_heads;
   for (const int groups : {1, 2}) {
-    if (blocks * ceil_div(bounds.num_groups, groups) <= groups * kFewBlocks) return groups;
+    if (pairs * ceil_div(bounds.num_groups, groups) <= groups * kFewBlocks) return groups;
   }
   return bounds.num_groups > 2 ? 4 : 2;
 }

@@ -17,9 +17,11 @@
 // in the order of the warps, at the end. Tiles arrive by cp.async, kStages deep. Rows in shared
 // memory are 16 bytes longer than head_dim: eight of them then cover all banks for ldmatrix.
 //
-// Keys are split over CTAs from kPartTiles tiles on, by a rule that looks at the image's own
-// lengths only; a second launch merges the parts in their order. How many groups share a CTA may
-// depend on the batch: no bit of a row depends on it.
+// From kPartTiles tiles on the keys are divided into parts, by a rule that looks at the image's own
+// lengths only, and the parts are merged in their order. Where pairs are few every part has a CTA,
+// and a second launch merges; where they are many one CTA walks all parts and merges as it goes,
+// by the same operations. That, and how many groups share a CTA, depends on the batch: no bit of a
+// row does.
 //
 // Shared memory and registers leave room for two CTAs a multiprocessor, 37 KB of tiles in flight at
 // head_dim 64: what 4.3 TB/s on 132 of them deliver in 1.1 us.
@@ -58,6 +60,12 @@ struct Layout {
   static constexpr int kTile = kTileKeys * kRow;
   static constexpr size_t kBytes = (kQueries + 2 * kStages * kTile) * sizeof(T);
   static_assert(2 * (kBytes + 1024) <= 164 * 1024);  // two blocks on a multiprocessor of sm_80
+  // Blocks that walk all parts keep what they merged so far behind the tiles: [row][kHeadDim] and,
+  // for each thread that merges, the row's scores and weights.
+  static constexpr int kMergers = kGroups * kGroupRows * (kHeadDim / Chunk<T>::kSize);
+  static constexpr size_t kRunningBytes =
+      kGroups * kGroupRows * kHeadDim * sizeof(float) + kMergers * sizeof(float2);
+  static_assert(kBytes + kRunningBytes <= 99 * 1024);  // what sm_86, sm_89 and sm_120 have
   // Behind the last tile its memory takes what the warps merge: [warp][row][kMergeRow],
   // [warp][row].
   static constexpr int kMergeRow = kHeadDim + 8;  // floats: float2 of four rows in all banks
@@ -99,6 +107,7 @@ template <class T, int kHeadDim, int kGroups>
 __global__ void __launch_bounds__(kThreads, 2)
     group_attention_mma_kernel(const GroupAttentionParams params,
                                const Bounds bounds,
+                               bool split,
                                const Parts parts,
                                bool aligned) {
   using L = Layout<T, kHeadDim, kGroups>;
@@ -110,20 +119,20 @@ __global__ void __launch_bounds__(kThreads, 2)
   const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
 
   const int most_shares = ceil_div(bounds.num_groups, kGroups);
-  const int part = blockIdx.x % bounds.num_parts;
-  const int share = blockIdx.x / bounds.num_parts % most_shares;
-  const int number = blockIdx.x / bounds.num_parts / most_shares;
+  const int key_blocks = split ? bounds.num_parts : 1, key_block = blockIdx.x % key_blocks;
+  const int share = blockIdx.x / key_blocks % most_shares;
+  const int number = blockIdx.x / key_blocks / most_shares;
   const GroupAttentionPair<T> pair(params, number);
   const GroupLengths lengths = pair.lengths;
   const bool fits = fit(lengths, params);
-  if (share == 0 && part == 0) {  // padding, or all rows
+  if (share == 0 && key_block == 0) {  // padding, or all rows
     const int64_t first = fits ? lengths.q_len : 0;
     fill_rows<T, kHeadDim, kThreads>(pair, first, params.q_len, fits ? 0.0f : NAN);
   }
   if (!fits) return;
   const Division division = divide(lengths);
   const int shares = ceil_div(division.num_groups, kGroups);
-  if (share >= shares || part >= division.num_parts) return;
+  if (share >= shares || key_block >= division.num_parts) return;
 
   const int first_group = share * division.num_groups / shares;
   const int num_groups = (share + 1) * division.num_groups / shares - first_group;
@@ -146,12 +155,6 @@ __global__ void __launch_bounds__(kThreads, 2)
                pair.q + (valid ? row : 0) * pair.row_stride + column, valid, aligned);
   }
 
-  // Context groups see the tiles of the context alone.
-  const int first_tile = part * division.num_tiles / division.num_parts;
-  const int end_of_part = (part + 1) * division.num_tiles / division.num_parts;
-  const int end_tile = is_context(first_group + num_groups - 1)
-                           ? min(end_of_part, division.context_tiles)
-                           : end_of_part;
   const int64_t num_context_keys = lengths.cache_len + lengths.context_len;
   const auto first_key = [&](int tile) {
     return tile < division.context_tiles
@@ -163,132 +166,158 @@ __global__ void __launch_bounds__(kThreads, 2)
         tile < division.context_tiles ? num_context_keys : lengths.cache_len + lengths.q_len;
     return static_cast<int>(min(end - first_key(tile), int64_t{kTileKeys}));
   };
-  const auto keys_of = [&](int tile) {
-    return tiles + (tile - first_tile) % L::kStages * 2 * L::kTile;
-  };
-  const auto load_tile = [&](int tile) {
-    if (tile < end_tile) {
-      T* const keys = keys_of(tile);
-      const int64_t first = first_key(tile);
-      const int count = num_keys(tile);
-      const int padded = ceil_div(count, kWarpKeys) * kWarpKeys;
-      for (int i = thread; i < padded * kChunks; i += kThreads) {
-        const int key = i / kChunks, column = i % kChunks * Chunk<T>::kSize;
-        const bool valid = key < count;
-        const int64_t slot = first + (valid ? key : 0);
-        T* const to = keys + key * L::kRow + column;
-        copy_chunk(to, pair.key(slot) + column, valid, aligned);
-        copy_chunk(to + L::kTile, pair.value(slot) + column, valid, aligned);
-      }
-    }
-    simt::cp_async_commit();
-  };
+  float4* const running_sums = reinterpret_cast<float4*>(bytes + L::kBytes);
+  float2* const running_rows = reinterpret_cast<float2*>(running_sums + 2 * L::kMergers);
 
-#pragma unroll
-  for (int i = 0; i < L::kStages - 1; ++i) load_tile(first_tile + i);
-  Softmax<kHeadDim> softmax[kGroups];
-
-  for (int tile = first_tile; tile < end_tile; ++tile) {
-    simt::cp_async_wait<L::kStages - 2>();
-    __syncthreads();  // the tile is there, and nobody reads the one before it any more
-    load_tile(tile + L::kStages - 1);
-    const T* const keys = keys_of(tile);
-    const T* const values = keys + L::kTile;
-    const int count = num_keys(tile);
-    if (share == 0 && tile < division.context_tiles) {
-      const int64_t first = first_key(tile);
-      const int first_new = static_cast<int>(max(lengths.cache_len - first, int64_t{0}));
-      for (int i = first_new * kChunks + thread; i < count * kChunks; i += kThreads) {
-        const int key = i / kChunks, column = i % kChunks * Chunk<T>::kSize;
-        const T* const from = keys + key * L::kRow + column;
-        store_chunk(pair.k_cache + (first + key) * pair.k_stride + column,
-                    load_chunk(from, /*aligned=*/true), aligned);
-        store_chunk(pair.v_cache + (first + key) * pair.v_stride + column,
-                    load_chunk(from + L::kTile, /*aligned=*/true), aligned);
-      }
-    }
-    if (warp * kWarpKeys >= count) continue;
-
-    uint32_t key_parts[kSteps][4], value_parts[kSteps][4];
-#pragma unroll
-    for (int i = 0; i < kSteps; ++i) {
-      simt::ldmatrix_x4(key_parts[i], keys +
-                                          (warp * kWarpKeys + lane / 16 * 8 + lane % 8) * L::kRow +
-                                          i * 16 + lane / 8 % 2 * 8);
-      simt::ldmatrix_x4_trans(value_parts[i], values + (warp * kWarpKeys + lane % 16) * L::kRow +
-                                                  i * 16 + lane / 16 * 8);
-    }
-#pragma unroll
-    for (int g = 0; g < kGroups; ++g) {
-      const bool hidden = tile >= division.context_tiles && is_context(first_group + g);
-      if (g >= num_groups || hidden) continue;
-      float scores[2][4] = {};
-#pragma unroll
-      for (int i = 0; i < kSteps; ++i) {
-        uint32_t rows[4];
-        simt::ldmatrix_x4(
-            rows, queries + (g * kGroupRows + lane % 16) * L::kRow + i * 16 + lane / 16 * 8);
-        multiply_add(T{}, rows, key_parts[i][0], key_parts[i][1], scores[0]);
-        multiply_add(T{}, rows, key_parts[i][2], key_parts[i][3], scores[1]);
-      }
-#pragma unroll
-      for (int n = 0; n < 2; ++n) {
-#pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          const int key = warp * kWarpKeys + n * 8 + lane % 4 * 2 + e % 2;
-          scores[n][e] = key < count ? scores[n][e] * (params.scale * kLog2E) : -INFINITY;
+  const int first_part = split ? key_block : 0;
+  const int end_part = split ? key_block + 1 : division.num_parts;
+  for (int part = first_part; part < end_part; ++part) {
+    if (part > first_part) __syncthreads();  // what was merged has been read
+    // Context groups see the tiles of the context alone.
+    const int first_tile = part * division.num_tiles / division.num_parts;
+    const int end_of_part = (part + 1) * division.num_tiles / division.num_parts;
+    const int end_tile = is_context(first_group + num_groups - 1)
+                             ? min(end_of_part, division.context_tiles)
+                             : end_of_part;
+    const auto keys_of = [&](int tile) {
+      return tiles + (tile - first_tile) % L::kStages * 2 * L::kTile;
+    };
+    const auto load_tile = [&](int tile) {
+      if (tile < end_tile) {
+        T* const keys = keys_of(tile);
+        const int64_t first = first_key(tile);
+        const int count = num_keys(tile);
+        const int padded = ceil_div(count, kWarpKeys) * kWarpKeys;
+        for (int i = thread; i < padded * kChunks; i += kThreads) {
+          const int key = i / kChunks, column = i % kChunks * Chunk<T>::kSize;
+          const bool valid = key < count;
+          const int64_t slot = first + (valid ? key : 0);
+          T* const to = keys + key * L::kRow + column;
+          copy_chunk(to, pair.key(slot) + column, valid, aligned);
+          copy_chunk(to + L::kTile, pair.value(slot) + column, valid, aligned);
         }
       }
-      softmax[g].add(scores);
-      const uint32_t weights[4] = {
-          pack(T{}, scores[0][0], scores[0][1]), pack(T{}, scores[0][2], scores[0][3]),
-          pack(T{}, scores[1][0], scores[1][1]), pack(T{}, scores[1][2], scores[1][3])};
+      simt::cp_async_commit();
+    };
+
+#pragma unroll
+    for (int i = 0; i < L::kStages - 1; ++i) load_tile(first_tile + i);
+    Softmax<kHeadDim> softmax[kGroups];
+
+    for (int tile = first_tile; tile < end_tile; ++tile) {
+      simt::cp_async_wait<L::kStages - 2>();
+      __syncthreads();  // the tile is there, and nobody reads the one before it any more
+      load_tile(tile + L::kStages - 1);
+      const T* const keys = keys_of(tile);
+      const T* const values = keys + L::kTile;
+      const int count = num_keys(tile);
+      if (share == 0 && tile < division.context_tiles) {
+        const int64_t first = first_key(tile);
+        const int first_new = static_cast<int>(max(lengths.cache_len - first, int64_t{0}));
+        for (int i = first_new * kChunks + thread; i < count * kChunks; i += kThreads) {
+          const int key = i / kChunks, column = i % kChunks * Chunk<T>::kSize;
+          const T* const from = keys + key * L::kRow + column;
+          store_chunk(pair.k_cache + (first + key) * pair.k_stride + column,
+                      load_chunk(from, /*aligned=*/true), aligned);
+          store_chunk(pair.v_cache + (first + key) * pair.v_stride + column,
+                      load_chunk(from + L::kTile, /*aligned=*/true), aligned);
+        }
+      }
+      if (warp * kWarpKeys >= count) continue;
+
+      uint32_t key_parts[kSteps][4], value_parts[kSteps][4];
 #pragma unroll
       for (int i = 0; i < kSteps; ++i) {
-        multiply_add(T{}, weights, value_parts[i][0], value_parts[i][1], softmax[g].sums[2 * i]);
-        multiply_add(T{}, weights, value_parts[i][2], value_parts[i][3],
-                     softmax[g].sums[2 * i + 1]);
+        simt::ldmatrix_x4(key_parts[i],
+                          keys + (warp * kWarpKeys + lane / 16 * 8 + lane % 8) * L::kRow + i * 16 +
+                              lane / 8 % 2 * 8);
+        simt::ldmatrix_x4_trans(value_parts[i], values + (warp * kWarpKeys + lane % 16) * L::kRow +
+                                                    i * 16 + lane / 16 * 8);
+      }
+#pragma unroll
+      for (int g = 0; g < kGroups; ++g) {
+        const bool hidden = tile >= division.context_tiles && is_context(first_group + g);
+        if (g >= num_groups || hidden) continue;
+        float scores[2][4] = {};
+#pragma unroll
+        for (int i = 0; i < kSteps; ++i) {
+          uint32_t rows[4];
+          simt::ldmatrix_x4(
+              rows, queries + (g * kGroupRows + lane % 16) * L::kRow + i * 16 + lane / 16 * 8);
+          multiply_add(T{}, rows, key_parts[i][0], key_parts[i][1], scores[0]);
+          multiply_add(T{}, rows, key_parts[i][2], key_parts[i][3], scores[1]);
+        }
+#pragma unroll
+        for (int n = 0; n < 2; ++n) {
+#pragma unroll
+          for (int e = 0; e < 4; ++e) {
+            const int key = warp * kWarpKeys + n * 8 + lane % 4 * 2 + e % 2;
+            scores[n][e] = key < count ? scores[n][e] * (params.scale * kLog2E) : -INFINITY;
+          }
+        }
+        softmax[g].add(scores);
+        const uint32_t weights[4] = {
+            pack(T{}, scores[0][0], scores[0][1]), pack(T{}, scores[0][2], scores[0][3]),
+            pack(T{}, scores[1][0], scores[1][1]), pack(T{}, scores[1][2], scores[1][3])};
+#pragma unroll
+        for (int i = 0; i < kSteps; ++i) {
+          multiply_add(T{}, weights, value_parts[i][0], value_parts[i][1], softmax[g].sums[2 * i]);
+          multiply_add(T{}, weights, value_parts[i][2], value_parts[i][3],
+                       softmax[g].sums[2 * i + 1]);
+        }
       }
     }
-  }
 
-  // The warps' results, group after group.
-  simt::cp_async_wait<0>();
-  float* const merged = reinterpret_cast<float*>(tiles);
-  float2* const rows = reinterpret_cast<float2*>(merged + kWarps * kGroupRows * L::kMergeRow);
+    // The warps' results, group after group.
+    simt::cp_async_wait<0>();
+    float* const merged = reinterpret_cast<float*>(tiles);
+    float2* const rows = reinterpret_cast<float2*>(merged + kWarps * kGroupRows * L::kMergeRow);
 #pragma unroll
-  for (int g = 0; g < kGroups; ++g) {
-    if (g >= num_groups) break;
-    __syncthreads();  // tiles, or the group before, have been read
+    for (int g = 0; g < kGroups; ++g) {
+      if (g >= num_groups) break;
+      __syncthreads();  // tiles, or the group before, have been read
 #pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      const int row = warp * kGroupRows + h * 8 + lane / 4;
-      const float total = sum_of_row(softmax[g].total[h]);
-      if (lane % 4 == 0) rows[row] = make_float2(softmax[g].largest[h], total);
+      for (int h = 0; h < 2; ++h) {
+        const int row = warp * kGroupRows + h * 8 + lane / 4;
+        const float total = sum_of_row(softmax[g].total[h]);
+        if (lane % 4 == 0) rows[row] = make_float2(softmax[g].largest[h], total);
 #pragma unroll
-      for (int n = 0; n < kHeadDim / 8; ++n) {
-        *reinterpret_cast<float2*>(merged + row * L::kMergeRow + n * 8 + lane % 4 * 2) =
-            make_float2(softmax[g].sums[n][2 * h], softmax[g].sums[n][2 * h + 1]);
+        for (int n = 0; n < kHeadDim / 8; ++n) {
+          *reinterpret_cast<float2*>(merged + row * L::kMergeRow + n * 8 + lane % 4 * 2) =
+              make_float2(softmax[g].sums[n][2 * h], softmax[g].sums[n][2 * h + 1]);
+        }
       }
-    }
-    __syncthreads();
-    const int64_t first = first_row(first_group + g);
-    const int num_rows = static_cast<int>(end_row(first_group + g) - first);
-    for (int i = thread; i < num_rows * kChunks; i += kThreads) {
-      const int row = i / kChunks, column = i % kChunks * Chunk<T>::kSize;
-      Merge<Chunk<T>::kSize> merge;
+      __syncthreads();
+      const int64_t first = first_row(first_group + g);
+      const int num_rows = static_cast<int>(end_row(first_group + g) - first);
+      for (int i = thread; i < num_rows * kChunks; i += kThreads) {
+        const int row = i / kChunks, column = i % kChunks * Chunk<T>::kSize;
+        Merge<Chunk<T>::kSize> merge;
 #pragma unroll
-      for (int w = 0; w < kWarps; ++w) {
-        const int at = w * kGroupRows + row;
-        merge.add(rows[at], reinterpret_cast<const float4*>(merged + at * L::kMergeRow + column));
-      }
-      if (division.num_parts == 1) {
-        store_chunk(pair.out + (first + row) * pair.out_stride + column, merge.template result<T>(),
-                    aligned);
-      } else {
-        const int64_t at = (int64_t{number} * bounds.num_parts + part) * params.q_len + first + row;
-        merge.keep(parts.sums + (at * kHeadDim + column) / 4);
-        if (column == 0) parts.rows[at] = merge.row;
+        for (int w = 0; w < kWarps; ++w) {
+          const int at = w * kGroupRows + row;
+          merge.add(rows[at], reinterpret_cast<const float4*>(merged + at * L::kMergeRow + column));
+        }
+        T* const out = pair.out + (first + row) * pair.out_stride + column;
+        if (division.num_parts == 1) {
+          store_chunk(out, merge.template result<T>(), aligned);
+        } else if (split) {
+          const int64_t at =
+              (int64_t{number} * bounds.num_parts + part) * params.q_len + first + row;
+          merge.keep(parts.sums + (at * kHeadDim + column) / 4);
+          if (column == 0) parts.rows[at] = merge.row;
+        } else {  // as the second launch does it
+          const int merger = g * kGroupRows * kChunks + i;
+          Merge<Chunk<T>::kSize> running;
+          if (part > 0) running.resume(running_rows[merger], running_sums + merger * 2);
+          running.add(merge);
+          if (part == end_part - 1) {
+            store_chunk(out, running.template result<T>(), aligned);
+          } else {
+            running_rows[merger] = running.row;
+            running.keep(running_sums + merger * 2);
+          }
+        }
       }
     }
   }
@@ -322,7 +351,7 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 int64_t num_partial_rows(const GroupAttentionParams& params, const Bounds& bounds) {
-  if (bounds.num_parts == 1) return 0;
+  if (!is_split(params, bounds)) return 0;
   return params.batch * params.num_heads * bounds.num_parts * params.q_len;
 }
 
@@ -331,21 +360,25 @@ cudaError_t launch(const GroupAttentionParams& params,
                    const Bounds& bounds,
                    std::byte* workspace,
                    cudaStream_t stream) {
+  using L = Layout<T, kHeadDim, kGroups>;
   const int64_t pairs = params.batch * params.num_heads;
-  const int64_t blocks = pairs * ceil_div(bounds.num_groups, kGroups) * bounds.num_parts;
+  const bool split = is_split(params, bounds), whole = bounds.num_parts > 1 && !split;
+  const int64_t blocks =
+      pairs * ceil_div(bounds.num_groups, kGroups) * (split ? bounds.num_parts : 1);
   const int64_t merge_blocks = pairs * blocks_of_pair(params.q_len, kHeadDim / Chunk<T>::kSize);
   if (std::max(blocks, merge_blocks) > INT32_MAX) return cudaErrorInvalidValue;
   const bool aligned = is_aligned<T>(params);
   Parts parts{};
-  if (bounds.num_parts > 1) {
+  if (split) {
     parts.sums = reinterpret_cast<float4*>(workspace);
     parts.rows = reinterpret_cast<float2*>(workspace + num_partial_rows(params, bounds) * kHeadDim *
                                                            sizeof(float));
   }
   SIMT_LAUNCH((group_attention_mma_kernel<T, kHeadDim, kGroups>),
               dim3(static_cast<unsigned>(blocks)), dim3(kThreads),
-              (Layout<T, kHeadDim, kGroups>::kBytes), stream, params, bounds, parts, aligned);
-  if (bounds.num_parts > 1) {
+              (L::kBytes + (whole ? L::kRunningBytes : 0)), stream, params, bounds, split, parts,
+              aligned);
+  if (split) {
     SIMT_LAUNCH((group_attention_merge_kernel<T, kHeadDim>),
                 dim3(static_cast<unsigned>(merge_blocks)), dim3(kThreads), 0, stream, params,
                 bounds.num_parts, parts, aligned);

@@ -65,7 +65,7 @@ struct Softmax {
 template <int kSize>
 struct Merge {
   float2 row = make_float2(-INFINITY, 0.0f);  // largest score, sum of weights
-  float sums[kSize] = {};                     // of weighted values
+  alignas(16) float sums[kSize] = {};         // of weighted values
 
   __device__ __forceinline__ void add(float2 other, const float4* other_sums) {
     const float largest = fmaxf(row.x, other.x);
@@ -79,6 +79,23 @@ struct Merge {
       sum[1] = sum[1] * mine + x.y * theirs;
       sum[2] = sum[2] * mine + x.z * theirs;
       sum[3] = sum[3] * mine + x.w * theirs;
+    }
+  }
+
+  __device__ __forceinline__ void add(const Merge& other) {
+    add(other.row, reinterpret_cast<const float4*>(other.sums));
+  }
+
+  // What `row` and `keep` gave.
+  __device__ __forceinline__ void resume(float2 kept_row, const float4* kept) {
+    row = kept_row;
+#pragma unroll
+    for (int i = 0; i < kSize / 4; ++i) {
+      const float4 x = kept[i];
+      sums[4 * i] = x.x;
+      sums[4 * i + 1] = x.y;
+      sums[4 * i + 2] = x.z;
+      sums[4 * i + 3] = x.w;
     }
   }
 
