@@ -94,22 +94,22 @@ def _integers(rows: list[Any]) -> Tensor:
 
 def _check_group_attention(device: torch.device) -> str:
     inputs = _Inputs()
-    numbers: dict[str, Any] = {"cache_len": 33, "context_len": 4}
-    ragged = torch.tensor([[33, 30], [4, 0], [9, 7]], dtype=torch.int32, device="cpu")
-    tensors: dict[str, Any] = dict(
-        zip(("cache_len", "context_len", "q_len"), ragged.unbind(), strict=True)
-    )
+    lengths = ("cache_len", "context_len", "q_len")
+    ragged = torch.tensor([[33, 430], [4, 0], [9, 27]], dtype=torch.int32, device="cpu")
+    calls: list[dict[str, Any]] = [
+        {"cache_len": 33, "context_len": 4},
+        {"cache_len": 400, "context_len": 19},  # enough keys for kernels that split them
+        dict(zip(lengths, ragged.unbind(), strict=True)),
+    ]
     for dtype, tolerance in _TOLERANCE.items():
-        for lengths in (numbers, tensors):
-            qkv = inputs.normal(2, 9, 3, 2, 64).to(dtype)
-            expected_k, expected_v = inputs.normal(2, 2, 2, 40, 64).to(dtype).double()
+        for call in calls:
+            qkv = inputs.normal(2, 40, 3, 2, 64).to(dtype)
+            expected_k, expected_v = inputs.normal(2, 2, 2, 450, 64).to(dtype).double()
             k_cache, v_cache = expected_k.to(device, dtype), expected_v.to(device, dtype)
-            moved: dict[str, Any] = {
-                k: x.to(device) if isinstance(x, Tensor) else x for k, x in lengths.items()
-            }
+            moved = {k: x.to(device) if isinstance(x, Tensor) else x for k, x in call.items()}
             out = ops.group_attention(qkv.to(device), k_cache, v_cache, **moved)
             exact = (qkv.double(), expected_k, expected_v)
-            _expect_close(out, reference.group_attention(*exact, **lengths), tolerance)
+            _expect_close(out, reference.group_attention(*exact, **call), tolerance)
             _expect_close(k_cache, expected_k, 0)
             _expect_close(v_cache, expected_v, 0)
     return f"agrees with the reference in {_ALL_DTYPES}"

@@ -17,8 +17,8 @@ from lpd_ext.ops.group_attention import HEAD_DIMS
 
 BATCH, HEADS, ROWS = 2, 2, 19
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}
-# Slots, and (cache_len, context_len, q_len) an image: both prefixes, a tile's edges, padding, lengths
-# that do not fit, keys that are split over blocks. The images of a pair are at different steps.
+# Slots, and (cache_len, context_len, q_len) an image: both prefixes, a tile's edges, padding,
+# lengths that do not fit, keys split over blocks. The images of a pair are at different steps.
 PAIRS = [
     (70, ((0, 1, 3), (13, 4, 19))),
     (70, ((32, 16, 17), (51, 19, 19))),
