@@ -106,7 +106,9 @@ def _check_group_attention(device: torch.device) -> str:
             qkv = inputs.normal(2, 40, 3, 2, 64).to(dtype)
             expected_k, expected_v = inputs.normal(2, 2, 2, 450, 64).to(dtype).double()
             k_cache, v_cache = expected_k.to(device, dtype), expected_v.to(device, dtype)
-            moved = {k: x.to(device) if isinstance(x, Tensor) else x for k, x in call.items()}
+            moved: dict[str, Any] = {
+                name: x.to(device) if isinstance(x, Tensor) else x for name, x in call.items()
+            }
             out = ops.group_attention(qkv.to(device), k_cache, v_cache, **moved)
             exact = (qkv.double(), expected_k, expected_v)
             _expect_close(out, reference.group_attention(*exact, **call), tolerance)
