@@ -156,8 +156,8 @@ PLANTS = [
     Plant(
         "the context sees tiles of queries",
         MMA,
-        "if (g >= num_groups || hidden) continue;",
-        "if (g >= num_groups) continue;",
+        "if (g < begin || g >= end) continue;",
+        "if (g >= end) continue;",
         AGAINST_FLOAT64,
         WRONG_RESULT,
     ),

@@ -103,6 +103,78 @@ __device__ __forceinline__ void copy_chunk(T* to, const T* from, bool valid, boo
   store_chunk(to, chunk, /*aligned=*/true);
 }
 
+// Shows the groups [begin, end) of rows the 16 keys of a warp, of which `count` exist.
+template <class T, int kHeadDim, int kGroups>
+__device__ __forceinline__ void attend(const T* queries,
+                                       const T* keys,
+                                       int count,
+                                       float scale,
+                                       int begin,
+                                       int end,
+                                       Softmax<kHeadDim> (&softmax)[kGroups]) {
+  using L = Layout<T, kHeadDim, kGroups>;
+  constexpr int kSteps = kHeadDim / 16;
+  const int lane = threadIdx.x % 32;
+  const T* const values = keys + L::kTile;
+  uint32_t key_parts[kSteps][4], value_parts[kSteps][4];
+#pragma unroll
+  for (int i = 0; i < kSteps; ++i) {
+    const int key = lane / 16 * 8 + lane % 8, key_column = i * 16 + lane / 8 % 2 * 8;
+    simt::ldmatrix_x4(key_parts[i], keys + key * L::kRow + key_column);
+    simt::ldmatrix_x4_trans(value_parts[i], values + lane % 16 * L::kRow + i * 16 + lane / 16 * 8);
+  }
+#pragma unroll
+  for (int g = 0; g < kGroups; ++g) {
+    if (g < begin || g >= end) continue;
+    float scores[2][4] = {};
+#pragma unroll
+    for (int i = 0; i < kSteps; ++i) {
+      uint32_t rows[4];
+      simt::ldmatrix_x4(rows,
+                        queries + (g * kGroupRows + lane % 16) * L::kRow + i * 16 + lane / 16 * 8);
+      multiply_add(T{}, rows, key_parts[i][0], key_parts[i][1], scores[0]);
+      multiply_add(T{}, rows, key_parts[i][2], key_parts[i][3], scores[1]);
+    }
+#pragma unroll
+    for (int n = 0; n < 2; ++n) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        const int key = n * 8 + lane % 4 * 2 + e % 2;
+        scores[n][e] = key < count ? scores[n][e] * scale : -INFINITY;
+      }
+    }
+    softmax[g].add(scores);
+    const uint32_t weights[4] = {
+        pack(T{}, scores[0][0], scores[0][1]), pack(T{}, scores[0][2], scores[0][3]),
+        pack(T{}, scores[1][0], scores[1][1]), pack(T{}, scores[1][2], scores[1][3])};
+#pragma unroll
+    for (int i = 0; i < kSteps; ++i) {
+      multiply_add(T{}, weights, value_parts[i][0], value_parts[i][1], softmax[g].sums[2 * i]);
+      multiply_add(T{}, weights, value_parts[i][2], value_parts[i][3], softmax[g].sums[2 * i + 1]);
+    }
+  }
+}
+
+// Lays a warp's softmax of a group where all warps can read it: [row][kMergeRow], [row].
+template <class T, int kHeadDim, int kGroups>
+__device__ __forceinline__ void lay_out(const Softmax<kHeadDim>& softmax,
+                                        float* sums,
+                                        float2* rows) {
+  using L = Layout<T, kHeadDim, kGroups>;
+  const int lane = threadIdx.x % 32;
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    const int row = h * 8 + lane / 4;
+    const float total = sum_of_row(softmax.total[h]);
+    if (lane % 4 == 0) rows[row] = make_float2(softmax.largest[h], total);
+#pragma unroll
+    for (int n = 0; n < kHeadDim / 8; ++n) {
+      *reinterpret_cast<float2*>(sums + row * L::kMergeRow + n * 8 + lane % 4 * 2) =
+          make_float2(softmax.sums[n][2 * h], softmax.sums[n][2 * h + 1]);
+    }
+  }
+}
+
 template <class T, int kHeadDim, int kGroups>
 __global__ void __launch_bounds__(kThreads, 2)
     group_attention_mma_kernel(const GroupAttentionParams params,
@@ -112,11 +184,10 @@ __global__ void __launch_bounds__(kThreads, 2)
                                bool aligned) {
   using L = Layout<T, kHeadDim, kGroups>;
   constexpr int kChunks = kHeadDim / Chunk<T>::kSize;
-  constexpr int kSteps = kHeadDim / 16;
   SIMT_DYN_SHARED(bytes);
   T* const queries = reinterpret_cast<T*>(bytes);
   T* const tiles = queries + L::kQueries;
-  const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
+  const int thread = threadIdx.x, warp = thread / 32;
 
   const int most_shares = ceil_div(bounds.num_groups, kGroups);
   const int key_blocks = split ? bounds.num_parts : 1, key_block = blockIdx.x % key_blocks;
@@ -209,7 +280,6 @@ __global__ void __launch_bounds__(kThreads, 2)
       __syncthreads();  // the tile is there, and nobody reads the one before it any more
       load_tile(tile + L::kStages - 1);
       const T* const keys = keys_of(tile);
-      const T* const values = keys + L::kTile;
       const int count = num_keys(tile);
       if (share == 0 && tile < division.context_tiles) {
         const int64_t first = first_key(tile);
@@ -225,47 +295,12 @@ __global__ void __launch_bounds__(kThreads, 2)
       }
       if (warp * kWarpKeys >= count) continue;
 
-      uint32_t key_parts[kSteps][4], value_parts[kSteps][4];
-#pragma unroll
-      for (int i = 0; i < kSteps; ++i) {
-        simt::ldmatrix_x4(key_parts[i],
-                          keys + (warp * kWarpKeys + lane / 16 * 8 + lane % 8) * L::kRow + i * 16 +
-                              lane / 8 % 2 * 8);
-        simt::ldmatrix_x4_trans(value_parts[i], values + (warp * kWarpKeys + lane % 16) * L::kRow +
-                                                    i * 16 + lane / 16 * 8);
-      }
-#pragma unroll
-      for (int g = 0; g < kGroups; ++g) {
-        const bool hidden = tile >= division.context_tiles && is_context(first_group + g);
-        if (g >= num_groups || hidden) continue;
-        float scores[2][4] = {};
-#pragma unroll
-        for (int i = 0; i < kSteps; ++i) {
-          uint32_t rows[4];
-          simt::ldmatrix_x4(
-              rows, queries + (g * kGroupRows + lane % 16) * L::kRow + i * 16 + lane / 16 * 8);
-          multiply_add(T{}, rows, key_parts[i][0], key_parts[i][1], scores[0]);
-          multiply_add(T{}, rows, key_parts[i][2], key_parts[i][3], scores[1]);
-        }
-#pragma unroll
-        for (int n = 0; n < 2; ++n) {
-#pragma unroll
-          for (int e = 0; e < 4; ++e) {
-            const int key = warp * kWarpKeys + n * 8 + lane % 4 * 2 + e % 2;
-            scores[n][e] = key < count ? scores[n][e] * (params.scale * kLog2E) : -INFINITY;
-          }
-        }
-        softmax[g].add(scores);
-        const uint32_t weights[4] = {
-            pack(T{}, scores[0][0], scores[0][1]), pack(T{}, scores[0][2], scores[0][3]),
-            pack(T{}, scores[1][0], scores[1][1]), pack(T{}, scores[1][2], scores[1][3])};
-#pragma unroll
-        for (int i = 0; i < kSteps; ++i) {
-          multiply_add(T{}, weights, value_parts[i][0], value_parts[i][1], softmax[g].sums[2 * i]);
-          multiply_add(T{}, weights, value_parts[i][2], value_parts[i][3],
-                       softmax[g].sums[2 * i + 1]);
-        }
-      }
+      // Groups of context rows do not see the tiles of the queries.
+      const int begin =
+          tile < division.context_tiles ? 0 : max(division.context_groups - first_group, 0);
+      attend<T, kHeadDim, kGroups>(queries, keys + warp * kWarpKeys * L::kRow,
+                                   count - warp * kWarpKeys, params.scale * kLog2E, begin,
+                                   num_groups, softmax);
     }
 
     // The warps' results, group after group.
@@ -276,17 +311,8 @@ __global__ void __launch_bounds__(kThreads, 2)
     for (int g = 0; g < kGroups; ++g) {
       if (g >= num_groups) break;
       __syncthreads();  // tiles, or the group before, have been read
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        const int row = warp * kGroupRows + h * 8 + lane / 4;
-        const float total = sum_of_row(softmax[g].total[h]);
-        if (lane % 4 == 0) rows[row] = make_float2(softmax[g].largest[h], total);
-#pragma unroll
-        for (int n = 0; n < kHeadDim / 8; ++n) {
-          *reinterpret_cast<float2*>(merged + row * L::kMergeRow + n * 8 + lane % 4 * 2) =
-              make_float2(softmax[g].sums[n][2 * h], softmax[g].sums[n][2 * h + 1]);
-        }
-      }
+      lay_out<T, kHeadDim, kGroups>(softmax[g], merged + warp * kGroupRows * L::kMergeRow,
+                                    rows + warp * kGroupRows);
       __syncthreads();
       const int64_t first = first_row(first_group + g);
       const int num_rows = static_cast<int>(end_row(first_group + g) - first);
