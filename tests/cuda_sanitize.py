@@ -60,6 +60,28 @@ def group_attention(device, dtype, head_dim, images, shift):
         close(alone, expected[one, :q_len], dtype)
 
 
+def masked_attention(device, dtype, head_dim, shift):
+    """Both forms of a mask, on views of caches whose other slots are never written."""
+    op = torch.ops.lpd_ext.masked_attention
+    generator = torch.Generator().manual_seed(head_dim)
+    q, k, v = (
+        torch.randn(BATCH, HEADS, rows, head_dim, generator=generator).to(dtype)
+        for rows in (ROWS, SLOTS - 1, SLOTS - 1)
+    )
+    caches = torch.empty(2, BATCH, HEADS, SLOTS, head_dim + shift, dtype=dtype, device=device)
+    views = caches[..., :-1, shift:]
+    for view, cpu in zip(views, (k, v), strict=True):
+        for image in range(BATCH):
+            for head in range(HEADS):
+                for slot in range(SLOTS - 1):  # contiguous pieces: plain copies
+                    view[image, head, slot].copy_(cpu[image, head, slot])
+    lengths = torch.randint(-1, SLOTS + 1, (BATCH, ROWS), generator=generator).int()
+    mask = torch.rand(ROWS, SLOTS - 1, generator=generator) < 1 / 3
+    for told in (lengths, mask):
+        out = op(q.to(device), *views, told.to(device), head_dim**-0.5)
+        close(out, reference.masked_attention(q, k, v, told), dtype)
+
+
 def close(got, expected, dtype):
     torch.testing.assert_close(
         got.cpu(), expected, rtol=0, atol=TOLERANCE[dtype], equal_nan=True, check_device=False
@@ -76,6 +98,8 @@ def run(device):
     ]
     for dtype, head_dim, images, shift in cases:
         group_attention(device, dtype, head_dim, images, shift % 2)
+        if shift < 2:
+            masked_attention(device, dtype, head_dim, shift)
     return len(cases)
 
 

@@ -15,11 +15,14 @@ DOUBLE = ["DADD", "DMUL", "DFMA"]  # a literal without its f, mostly
 NEVER = LOCAL_MEMORY + FLOAT_ATOMICS + DOUBLE
 
 # Kernel (regular expression) -> what it may have all the same.
-ALLOWED = {r"group_attention_kernel<.*>": ["DADD"]}  # the sum of a row's weights, rounded once
+ALLOWED = {  # the sum of a row's weights, rounded once
+    r"group_attention_simple_kernel<.*>": ["DADD"],
+    r"masked_attention_kernel<.*>": ["DADD"],
+}
 
 # Kernel (regular expression) -> opcodes that must be there.
 EXPECTED = {
-    r"group_attention_kernel<.*>": [
+    r"(group_attention_simple|masked_attention)_kernel<.*>": [
         r"LDG\.E\.(64|128)\b",  # rows of keys and values come in vectors
         r"LDS\.128\b",
         r"MUFU\.EX2\b",

@@ -43,6 +43,22 @@ def test_strided_views_between_sentinels(device, variant, dtype):
     assert (buffer == buffer.new_tensor(1e30)).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", ["q", "k", "v"])
+def test_any_alignment(device, name, dtype):
+    # One tensor begins an element behind a multiple of 16 bytes, or its rows are an odd number of
+    # elements apart: loads of 16 bytes would be torn.
+    tensors = dict(zip("qkv", make_inputs(BATCH, dtype, device), strict=True))
+    mask = random_mask(BATCH, device)
+    expected = masked_attention(*tensors.values(), mask)
+    tensor = tensors[name]
+    for before, behind in ((1, 15), (0, 1)):
+        wide = torch.zeros(*tensor.shape[:3], before + 64 + behind, dtype=dtype, device=device)
+        view = wide[..., before : before + 64]
+        view.copy_(tensor)
+        equal(masked_attention(*(tensors | {name: view}).values(), mask), expected)
+
+
 def test_strided_lengths(device):
     inputs, lengths = make_inputs(BATCH, torch.float32, device), random_lengths(BATCH, device)
     columns = lengths.T.contiguous().T
@@ -201,7 +217,7 @@ def test_bad_other_tensor(device, name, change, error, message):
         pytest.param(
             "q", lambda x: x.to("meta"), NotImplementedError, "device cpu, got meta", id="device"
         ),
-        pytest.param("v", lambda x: x[:, :, :9], ValueError, r"= \[3, 2, 40, 32\]", id="kv_len"),
+        pytest.param("v", lambda x: x[:, :, :9], ValueError, r"= \[3, 2, 40, 64\]", id="kv_len"),
         pytest.param("out", lambda x: x[:, :, :5], ValueError, "got shape", id="rows"),
         pytest.param("out", lambda x: x[:1].expand(3, -1, -1, -1), ValueError, "contig", id="out"),
     ],
@@ -255,7 +271,7 @@ def test_bad_scale(device, scale, error, message):
 @pytest.mark.parametrize("name", ["q", "k", "v", "mask"])
 def test_out_may_overlap_nothing(device, name):
     q, k, v = make_inputs(SMALL, torch.float32, device)
-    buffer = torch.zeros(3 * 2 * 40 * 32, device=device)
+    buffer = torch.zeros(3 * 2 * 40 * 64, device=device)
     out = buffer[: q.numel()].view(q.shape)
     lengths = buffer.view(torch.int32)[:6]
     k, v = (buffer.view(k.shape) if name == other else x for other, x in (("k", k), ("v", v)))
