@@ -51,6 +51,12 @@ ATTENTION_CASES = [
     AttentionCase("head_dim_80", 2, 9, 2, 80, 11, 4, 40),
     AttentionCase("head_dim_96", 2, 9, 2, 96, 11, 4, 40),
     AttentionCase("head_dim_128", 2, 9, 2, 128, 11, 4, 40),
+    # More rows than one block of threads takes at these, in both kinds of rows.
+    AttentionCase("head_dim_80_rows", 1, 52, 1, 80, 70, 19, 100),
+    AttentionCase("head_dim_128_rows", 1, 70, 1, 128, 20, 37, 90),
+    # Keys that are split over blocks: two parts, the second of a tile alone; context rows only.
+    AttentionCase("split", 2, 40, 1, 64, 350, 19, 400),
+    AttentionCase("split_prefill", 1, 40, 1, 32, 500, 40, 560),
 ]
 
 

@@ -170,8 +170,9 @@ def test_empty(device, batch, q_len, context_len):
 
 
 @pytest.mark.parametrize("dtype", HALF_AND_FLOAT, ids=str)
-def test_bits_depend_on_the_image_alone(device, variant, dtype):
-    case = AttentionCase("batch", 7, 21, 3, 64, 50, 9, 80)
+@pytest.mark.parametrize("cache_len", [50, 400], ids=["whole", "split"])
+def test_bits_depend_on_the_image_alone(device, variant, cache_len, dtype):
+    case = AttentionCase("batch", 7, 21, 1, 64, cache_len, 9, cache_len + 30)
     inputs = make_inputs(case, dtype, device)
     expected = run(group_attention, case, *(tensor.clone() for tensor in inputs))
     assert not expected.isnan().any()

@@ -147,3 +147,20 @@ def test_any_scale(device, variant, scale):
     expected = run(reference.group_attention, ROWS, *wide, scale=scale)
     out = run(group_attention, ROWS, *inputs, scale=scale)
     torch.testing.assert_close(out.double(), expected, rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("shifted", range(4), ids=["qkv", "k_cache", "v_cache", "out"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_any_alignment(device, variant, shifted, dtype):
+    # One element further on nothing lies at a multiple of 16 bytes: other loads, the same bits.
+    inputs = make_inputs(ROWS, dtype, device)
+    caches = inputs[1].clone(), inputs[2].clone()
+    expected = run(group_attention, ROWS, inputs[0], *caches)
+    tensors = [*inputs, out_for(ROWS, dtype, device)]
+    buffer = torch.zeros(tensors[shifted].numel() + 1, dtype=dtype, device=device)
+    view = buffer[1:].view(tensors[shifted].shape)
+    tensors[shifted] = view.copy_(tensors[shifted])
+    *others, out = tensors
+    run(group_attention, ROWS, *others, out=out)
+    assert torch.equal(out, expected)
+    torch.testing.assert_close(tuple(others[1:]), caches, rtol=0, atol=0, equal_nan=True)

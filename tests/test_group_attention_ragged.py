@@ -20,6 +20,8 @@ IMAGES = [
     (28, 3, 9),
 ]
 CASE = AttentionCase("ragged", len(IMAGES), 20, 2, 64, 0, 0, 64)
+# The same of 500 slots: images whose keys are split over blocks, beside some whose are not.
+LONG_IMAGES = [(470, 10, 20), (3, 2, 5), (384, 0, 1), (383, 1, 20), (499, 1, 3), (320, 16, 16)]
 BAD_IMAGES = {
     "negative cache_len": (-1, 2, 5),
     "negative context_len": (3, -1, 5),
@@ -34,7 +36,8 @@ BAD_IMAGES = {
 
 def make_ragged(dtype, device, images=IMAGES):
     """qkv, caches and lengths; what must not be read is NaN."""
-    case = AttentionCase("ragged", len(images), 20, 2, 64, 64, 0, 64)
+    slots = 500 if images is LONG_IMAGES else 64
+    case = AttentionCase("ragged", len(images), 20, 2, 64, slots, 0, slots)
     qkv, k_cache, v_cache = make_inputs(case, dtype, device)
     for i, (cache_len, _, q_len) in enumerate(images):
         if cache_len >= 0 and q_len >= 0:
@@ -54,11 +57,12 @@ def equal(a, b):
 
 
 @pytest.mark.parametrize("dtype", HALF_AND_FLOAT, ids=str)
-def test_both_forms_give_the_same_bits(device, variant, dtype):
-    tensors, lengths = make_ragged(dtype, device)
+@pytest.mark.parametrize("images", [IMAGES, LONG_IMAGES], ids=["short", "long"])
+def test_both_forms_give_the_same_bits(device, variant, images, dtype):
+    tensors, lengths = make_ragged(dtype, device, images)
     qkv, k_cache, v_cache = (tensor.clone() for tensor in tensors)
     out = run_ragged(group_attention, tensors, lengths)
-    for i, (cache_len, context_len, q_len) in enumerate(IMAGES):
+    for i, (cache_len, context_len, q_len) in enumerate(images):
         image = slice(i, i + 1)
         expected = group_attention(
             qkv[image, :q_len], k_cache[image], v_cache[image], cache_len, context_len

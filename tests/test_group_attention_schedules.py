@@ -5,7 +5,7 @@ import pytest
 import torch
 from cases import ATTENTION_CASES, HALF_AND_FLOAT
 from test_group_attention import make_inputs, run
-from test_group_attention_ragged import make_ragged, run_ragged
+from test_group_attention_ragged import IMAGES, LONG_IMAGES, make_ragged, run_ragged
 
 from lpd_ext import group_attention
 
@@ -47,8 +47,10 @@ def test_bits_do_not_depend_on_the_schedule(on_each_schedule, case, dtype):
     assert_bits_equal(on_each_schedule(attend))
 
 
-def test_nor_do_those_of_the_ragged_form(on_each_schedule):
-    tensors, lengths = make_ragged(torch.float32, "cpu")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("images", [IMAGES, LONG_IMAGES], ids=["short", "long"])
+def test_nor_do_those_of_the_ragged_form(on_each_schedule, images, dtype):
+    tensors, lengths = make_ragged(dtype, "cpu", images)
 
     def attend():
         qkv, *caches = (tensor.clone() for tensor in tensors)

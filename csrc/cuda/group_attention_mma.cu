@@ -73,7 +73,7 @@ struct Bounds {
 
 // The parts of the pairs until they are merged.
 struct Parts {
-  float* sums;   // [pairs, num_parts, q_len, head_dim], of weighted values
+  float4* sums;  // [pairs, num_parts, q_len, head_dim] floats, of weighted values
   float2* rows;  // [pairs, num_parts, q_len]: largest score, sum of weights
 };
 
@@ -85,6 +85,7 @@ struct Layout {
   static constexpr int kQueries = kGroups * kGroupRows * kRow;
   static constexpr int kTile = kTileKeys * kRow;
   static constexpr size_t kBytes = (kQueries + 2 * kStages * kTile) * sizeof(T);
+  static_assert(2 * (kBytes + 1024) <= 164 * 1024);  // two blocks on a multiprocessor of sm_80
   // Behind the last tile its memory takes what the warps merge: [warp][row][kMergeRow],
   // [warp][row].
   static constexpr int kMergeRow = kHeadDim + 8;  // floats: float2 of four rows in all banks
@@ -139,7 +140,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   const int most_shares = ceil_div(bounds.num_groups, kGroups);
   const int part = blockIdx.x % bounds.num_parts;
   const int share = blockIdx.x / bounds.num_parts % most_shares;
-  const int64_t number = blockIdx.x / bounds.num_parts / most_shares;
+  const int number = blockIdx.x / bounds.num_parts / most_shares;
   const GroupAttentionPair<T> pair(params, number);
   const GroupLengths lengths = pair.lengths;
   const bool fits = fit(lengths, params);
@@ -306,19 +307,23 @@ __global__ void __launch_bounds__(kThreads, 2)
       Merge<Chunk<T>::kSize> merge;
 #pragma unroll
       for (int w = 0; w < kWarps; ++w) {
-        merge.add(rows[w * kGroupRows + row],
-                  merged + (w * kGroupRows + row) * L::kMergeRow + column);
+        const int at = w * kGroupRows + row;
+        merge.add(rows[at], reinterpret_cast<const float4*>(merged + at * L::kMergeRow + column));
       }
       if (division.num_parts == 1) {
         store_chunk(pair.out + (first + row) * pair.out_stride + column, merge.template result<T>(),
                     aligned);
       } else {
-        const int64_t at = (number * bounds.num_parts + part) * params.q_len + first + row;
-        merge.keep(parts.sums + at * kHeadDim + column);
+        const int64_t at = (int64_t{number} * bounds.num_parts + part) * params.q_len + first + row;
+        merge.keep(parts.sums + (at * kHeadDim + column) / 4);
         if (column == 0) parts.rows[at] = merge.row;
       }
     }
   }
+}
+
+LPD_INLINE int blocks_of_pair(int64_t q_len, int chunks) {
+  return ceil_div(q_len * chunks, kThreads);
 }
 
 // Merges the parts of the pairs that have several, a chunk of a row a thread.
@@ -329,18 +334,17 @@ __global__ void __launch_bounds__(kThreads)
                                  const Parts parts,
                                  bool aligned) {
   constexpr int kChunks = kHeadDim / Chunk<T>::kSize;
-  const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
-  const int64_t number = i / kChunks / params.q_len, row = i / kChunks % params.q_len;
-  if (number >= params.batch * params.num_heads) return;
+  const int blocks = blocks_of_pair(params.q_len, kChunks), number = blockIdx.x / blocks;
+  const int i = blockIdx.x % blocks * kThreads + threadIdx.x;
+  const int row = i / kChunks, column = i % kChunks * Chunk<T>::kSize;
   const GroupAttentionPair<T> pair(params, number);
   if (!fit(pair.lengths, params) || row >= pair.lengths.q_len) return;
   const int count = divide(pair.lengths).num_parts;
   if (count == 1) return;
-  const int column = static_cast<int>(i % kChunks) * Chunk<T>::kSize;
   Merge<Chunk<T>::kSize> merge;
   for (int part = 0; part < count; ++part) {
-    const int64_t at = (number * num_parts + part) * params.q_len + row;
-    merge.add(parts.rows[at], parts.sums + at * kHeadDim + column);
+    const int64_t at = (int64_t{number} * num_parts + part) * params.q_len + row;
+    merge.add(parts.rows[at], parts.sums + (at * kHeadDim + column) / 4);
   }
   store_chunk(pair.out + row * pair.out_stride + column, merge.template result<T>(), aligned);
 }
@@ -367,21 +371,22 @@ cudaError_t launch(const GroupAttentionParams& params,
                    cudaStream_t stream) {
   const int64_t pairs = params.batch * params.num_heads;
   const int64_t blocks = pairs * ceil_div(bounds.num_groups, kGroups) * bounds.num_parts;
-  const int64_t chunks = pairs * params.q_len * (kHeadDim / Chunk<T>::kSize);
-  if (std::max(blocks, chunks / kThreads) >= INT32_MAX) return cudaErrorInvalidValue;
+  const int64_t merge_blocks = pairs * blocks_of_pair(params.q_len, kHeadDim / Chunk<T>::kSize);
+  if (std::max(blocks, merge_blocks) > INT32_MAX) return cudaErrorInvalidValue;
   const bool aligned = is_aligned<T>(params);
   Parts parts{};
   if (bounds.num_parts > 1) {
-    parts.rows = reinterpret_cast<float2*>(workspace);
-    parts.sums = reinterpret_cast<float*>(parts.rows + num_partial_rows(params, bounds));
+    parts.sums = reinterpret_cast<float4*>(workspace);
+    parts.rows = reinterpret_cast<float2*>(workspace + num_partial_rows(params, bounds) * kHeadDim *
+                                                           sizeof(float));
   }
   SIMT_LAUNCH((group_attention_mma_kernel<T, kHeadDim, kGroups>),
               dim3(static_cast<unsigned>(blocks)), dim3(kThreads),
               (Layout<T, kHeadDim, kGroups>::kBytes), stream, params, bounds, parts, aligned);
   if (bounds.num_parts > 1) {
     SIMT_LAUNCH((group_attention_merge_kernel<T, kHeadDim>),
-                dim3(static_cast<unsigned>((chunks + kThreads - 1) / kThreads)), dim3(kThreads), 0,
-                stream, params, bounds.num_parts, parts, aligned);
+                dim3(static_cast<unsigned>(merge_blocks)), dim3(kThreads), 0, stream, params,
+                bounds.num_parts, parts, aligned);
   }
   return cudaGetLastError();
 }

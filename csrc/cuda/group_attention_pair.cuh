@@ -22,8 +22,9 @@ struct GroupAttentionPair {
   T* out;  // [q_len, head_dim], out_stride apart
   int64_t out_stride;
 
-  __device__ GroupAttentionPair(const GroupAttentionParams& params, int64_t number) {
-    const int64_t image = number / params.num_heads, head = number % params.num_heads;
+  __device__ GroupAttentionPair(const GroupAttentionParams& params, int number) {
+    const int num_heads = static_cast<int>(params.num_heads);
+    const int64_t image = number / num_heads, head = number % num_heads;
     lengths = lengths_of(params, image);
     out_stride = params.num_heads * params.head_dim;
     row_stride = params.qkv_row_stride;

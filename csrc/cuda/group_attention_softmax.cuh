@@ -67,17 +67,26 @@ struct Merge {
   float2 row = make_float2(-INFINITY, 0.0f);  // largest score, sum of weights
   float sums[kSize] = {};                     // of weighted values
 
-  __device__ __forceinline__ void add(float2 other, const float* other_sums) {
+  __device__ __forceinline__ void add(float2 other, const float4* other_sums) {
     const float largest = fmaxf(row.x, other.x);
     const float mine = weight_of(row.x, largest), theirs = weight_of(other.x, largest);
     row = make_float2(largest, row.y * mine + other.y * theirs);
 #pragma unroll
-    for (int i = 0; i < kSize; ++i) sums[i] = sums[i] * mine + other_sums[i] * theirs;
+    for (int i = 0; i < kSize / 4; ++i) {
+      const float4 x = other_sums[i];
+      float* const sum = sums + 4 * i;
+      sum[0] = sum[0] * mine + x.x * theirs;
+      sum[1] = sum[1] * mine + x.y * theirs;
+      sum[2] = sum[2] * mine + x.z * theirs;
+      sum[3] = sum[3] * mine + x.w * theirs;
+    }
   }
 
-  __device__ __forceinline__ void keep(float* to) const {
+  __device__ __forceinline__ void keep(float4* to) const {
 #pragma unroll
-    for (int i = 0; i < kSize; ++i) to[i] = sums[i];
+    for (int i = 0; i < kSize / 4; ++i) {
+      to[i] = make_float4(sums[4 * i], sums[4 * i + 1], sums[4 * i + 2], sums[4 * i + 3]);
+    }
   }
 
   template <class T>

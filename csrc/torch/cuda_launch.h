@@ -12,6 +12,7 @@
 
 #if defined(SIMT_EMULATE)
 
+#include <cstring>
 #include <deque>
 
 #include "simt/runtime.h"
@@ -54,6 +55,7 @@ class CudaLaunch {
   // What one launch writes there the next one reads.
   Tensor workspace(size_t bytes, const Tensor& like) {
     const Tensor tensor = new_workspace(bytes, like);
+    std::memset(tensor.mutable_data_ptr(), 0xff, bytes);  // NaN for who reads it too early
     updates(tensor, "workspace");
     return tensor;
   }
