@@ -48,7 +48,7 @@ inline Seen seen_keys(const Params& params,
                       int64_t first,
                       int64_t count) {
   const int64_t offset = image * params.mask_batch_stride + row * params.mask_row_stride;
-  if (params.mask == nullptr) {
+  if (params.prefix_lens != nullptr) {
     return fits(params, image, row) ? first_keys(params.prefix_lens[offset] - first) : 0;
   }
   Seen seen = 0;

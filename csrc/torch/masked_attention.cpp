@@ -8,6 +8,7 @@
 
 #include "checks.h"
 #include "cuda_launch.h"
+#include "cuda_variant.h"
 #include "library.h"
 #include "workspace.h"
 
@@ -142,7 +143,13 @@ struct OnCuda {
     tensors.for_each_input(
         [&](const Tensor& tensor, const char* name) { launch.reads(tensor, name); });
     launch.writes(tensors.out, "out");
-    check_launch(cuda::masked_attention(params, launch.stream()), kOp);
+    const cuda::Arithmetic chosen = arithmetic();
+    const Tensor workspace =
+        launch.workspace(cuda::masked_attention_workspace_size(params, chosen), tensors.q);
+    check_launch(
+        cuda::masked_attention(
+            params, chosen, static_cast<std::byte*>(workspace.mutable_data_ptr()), launch.stream()),
+        kOp);
   }
 };
 

@@ -9,6 +9,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "lpd/arithmetic.h"
 #include "lpd/cuda_runtime.h"
 #include "lpd/dtype.h"
 #include "lpd/inline.h"
@@ -72,8 +73,14 @@ void masked_attention(const MaskedAttentionParams& params,
 #if defined(LPD_CUDA)
 namespace cuda {
 
+// Bytes of device memory, at a multiple of 16, that one call of masked_attention needs.
+size_t masked_attention_workspace_size(const MaskedAttentionParams& params, Arithmetic arithmetic);
+
 // Attends on `stream`; bits as above. head_dim: 32, 64, 80, 96 or 128.
-cudaError_t masked_attention(const MaskedAttentionParams& params, cudaStream_t stream);
+cudaError_t masked_attention(const MaskedAttentionParams& params,
+                             Arithmetic arithmetic,
+                             std::byte* workspace,
+                             cudaStream_t stream);
 
 }  // namespace cuda
 #endif
