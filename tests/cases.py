@@ -91,6 +91,9 @@ MASKED_CASES = [
     MaskedCase("head_dim_80", 1, 2, 9, 40, 80),
     MaskedCase("head_dim_96", 1, 2, 9, 40, 96),
     MaskedCase("head_dim_128", 1, 2, 9, 40, 128),
+    # More rows than one block of threads takes there.
+    MaskedCase("head_dim_96_rows", 1, 1, 39, 70, 96),
+    MaskedCase("head_dim_128_rows", 1, 1, 21, 70, 128),
 ]
 
 # Sizes of fused_linear, where its tiles, panels and row blocks end.

@@ -25,7 +25,7 @@ EXPECTED = {
         r"MUFU\.EX2\b",
         r"FFMA\b",
     ],
-    r"group_attention_mma_kernel<.*>": [
+    r"\w+_attention_mma_kernel<.*>": [
         r"HMMA\.16816\.F32",
         r"LDSM\.16\.M88\.4\b",
         r"LDSM\.16\.MT88\.4\b",
@@ -33,6 +33,7 @@ EXPECTED = {
         r"STG\.E\.128\b",
         r"MUFU\.EX2\b",
     ],
+    r"masked_attention_pack_kernel": [r"LDG\.E\.U8\b", r"VOTE\b", r"STG\.E\.64\b"],
     r"group_attention_merge_kernel<.*>": [r"LDG\.E\.128\b", r"STG\.E\.128\b"],
 }
 

@@ -103,7 +103,9 @@ def decoders(case):
         "jacobi": (before + 1 + rows).int(),
         # A window of recent keys: whole tiles are hidden at both ends.
         "window": (keys <= before + rows[:, None]) & (keys > before - 9 + rows[:, None]),
-        # The last key alone: every other tile is passed by.
+        # The first and the last key: what lies between is passed by.
+        "both_ends": ((keys == 0) | (keys == case.kv_len - 1)).expand(case.q_len, -1).contiguous(),
+        # The last key alone.
         "last_key": (keys == case.kv_len - 1).expand(case.q_len, -1).contiguous(),
     }
 
@@ -111,7 +113,7 @@ def decoders(case):
 @pytest.mark.parametrize("dtype", HALF_AND_FLOAT, ids=str)
 @pytest.mark.parametrize("decoder", decoders(BATCH))
 def test_masks_of_decoders(device, variant, decoder, dtype):
-    case = MaskedCase("decoder", 2, 1, 21, 150, 64)
+    case = MaskedCase("decoder", 2, 1, 21, 350, 64)
     check(*make_inputs(case, dtype, device), decoders(case)[decoder].to(device))
 
 
@@ -194,6 +196,21 @@ def test_what_a_row_does_not_see_cannot_reach_it(device, variant, dtype, make_ma
                 assert not out[sees_it].isfinite().any()
             if poison != poison:
                 assert out[sees_it].isnan().all()
+
+
+@pytest.mark.parametrize("dtype", HALF_AND_FLOAT, ids=str)
+def test_a_bad_value_spoils_its_column_alone(device, variant, dtype):
+    # Of the rows that see it, and of no other.
+    case = MaskedCase("column", 1, 1, 19, 70, 64)
+    q, k, v = make_inputs(case, dtype, device)
+    mask = random_mask(case, device)
+    expected = masked_attention(q, k, v, mask)
+    for key, column in ((0, 0), (3, 1), (14, 6), (17, 8), (24, 31), (47, 40), (66, 63)):
+        bad = v.clone()
+        bad[:, :, key, column] = torch.inf
+        spoiled = expected.clone()
+        spoiled[:, :, :, column].masked_fill_(mask[:, None, :, key], torch.inf)
+        equal(masked_attention(q, k, bad, mask), spoiled)
 
 
 @pytest.mark.parametrize("dtype", HALF_AND_FLOAT, ids=str)

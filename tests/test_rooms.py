@@ -16,7 +16,14 @@ MAX_LINES = 450
 # Room -> patterns of includes that may stand there (beside the C++ standard library).
 INCLUDES = {
     "csrc/include/lpd": [r"lpd/.*\.h"],
-    "csrc/cuda": [r"lpd/.*\.h", r"cuda.*\.h", r"cub/.*", r".*\.cuh", r"dispatch\.h"],
+    "csrc/cuda": [
+        r"lpd/.*\.h",
+        r"cuda.*\.h",
+        r"cub/.*",
+        r".*\.cuh",
+        r"dispatch\.h",
+        r".*_kernels\.h",
+    ],
     "csrc/cpu": [
         r"lpd/.*\.h",
         r"(half|target|vector_.*|group_order_.*|fused_linear_.*|token_selection_.*)\.h",

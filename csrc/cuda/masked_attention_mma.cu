@@ -4,16 +4,17 @@
 // needed; booleans are packed first, by a launch of their own: once for all heads, a byte becomes a
 // bit.
 //
-// A CTA owns 32 rows of an (image, head), in two groups of 16 as m16n8k16 wants them. Its four
-// warps split each tile, 16 keys each, not the rows: a warp reads every key and value once, for
-// both groups. Each keeps its own maximum, sum and accumulators; they are merged in the order of
-// the warps, at the end. Tiles arrive by cp.async, kStages deep, from the first to the last one
-// that any row of the CTA sees; a group of which no row sees a warp's keys passes them by.
+// A CTA owns 32 rows of an (image, head), in two groups of 16 as m16n8k16 wants them; of head_dim
+// 128, where registers hold no more, one group. Its four warps split each tile, 16 keys each, not
+// the rows: a warp reads every key and value once, for all groups. Each keeps its own maximum, sum
+// and accumulators; they are merged in the order of the warps, at the end. Tiles arrive by
+// cp.async, kStages deep, from the first to the last one that any row of the CTA sees; a group of
+// which no row sees a warp's keys passes them by.
 //
 // Hidden scores become -inf, so hidden keys have a weight of 0. That is not enough for their
 // values: 0 times NaN is NaN. Where a warp's keys are hidden from some row of the CTA, values that
 // are not finite go into the products as 0 and, rare as they are, are added one by one to the rows
-// that see them. All else that a row is made of is what it sees: its bits depend on nothing more.
+// that see them. A row's bits depend on nothing but what it sees.
 //
 // Keys are not split over CTAs: few pairs with many keys leave part of a large GPU idle.
 //
@@ -33,8 +34,6 @@ namespace {
 
 constexpr int kWarps = 4;
 constexpr int kThreads = 32 * kWarps;
-constexpr int kGroups = 2;
-constexpr int kRows = kGroups * kGroupRows;
 constexpr int kWarpKeys = 16;
 constexpr int kTileKeys = kWarps * kWarpKeys;
 constexpr float kLog2E = 1.44269504f;
@@ -42,6 +41,8 @@ constexpr float kLog2E = 1.44269504f;
 using Word = uint64_t;  // the keys of a tile that a row sees, a bit each
 static_assert(kTileKeys == 64);
 constexpr uint32_t kAllOfWarp = (1u << kWarpKeys) - 1;  // its part of a word
+
+constexpr int groups_of(int head_dim) { return head_dim <= 96 ? 2 : 1; }
 
 LPD_INLINE int ceil_div(int64_t a, int b) { return static_cast<int>((a + b - 1) / b); }
 
@@ -101,6 +102,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     masked_attention_mma_kernel(const MaskedAttentionParams params,
                                 const Word* packed,
                                 bool aligned) {
+  constexpr int kGroups = groups_of(kHeadDim), kRows = kGroups * kGroupRows;
   using L = AttentionLayout<T, kHeadDim, kGroups, kWarps>;
   constexpr int kChunks = kHeadDim / Chunk<T>::kSize;
   constexpr int kSteps = kHeadDim / 16;
@@ -345,11 +347,13 @@ size_t mma::masked_attention_workspace_size(const MaskedAttentionParams& params)
 cudaError_t mma::masked_attention(const MaskedAttentionParams& params,
                                   std::byte* workspace,
                                   cudaStream_t stream) {
-  const int64_t blocks = params.batch * params.num_heads * ceil_div(params.q_len, kRows);
-  if (blocks == 0) return cudaSuccess;
+  if (params.batch * params.num_heads * params.q_len == 0) return cudaSuccess;
+  const int rows = groups_of(static_cast<int>(params.head_dim)) * kGroupRows;
+  const int64_t blocks = params.batch * params.num_heads * ceil_div(params.q_len, rows);
   const int64_t words = num_words(params), pack_blocks = (words + kWarps - 1) / kWarps;
-  const bool fits_int = params.kv_len <= INT32_MAX - kTileKeys && params.q_len <= INT32_MAX;
-  if (!fits_int || blocks > INT32_MAX || pack_blocks > INT32_MAX) return cudaErrorInvalidValue;
+  for (const int64_t size : {params.q_len, params.kv_len + kTileKeys, blocks, pack_blocks}) {
+    if (size > INT32_MAX) return cudaErrorInvalidValue;
+  }
   Word* const packed = reinterpret_cast<Word*>(workspace);
   if (words > 0) {
     SIMT_LAUNCH((masked_attention_pack_kernel), dim3(static_cast<unsigned>(pack_blocks)),
@@ -359,9 +363,9 @@ cudaError_t mma::masked_attention(const MaskedAttentionParams& params,
     using T = decltype(element);
     const bool aligned = is_aligned<T>(params);
     return with_constant<32, 64, 80, 96, 128>("head_dim", params.head_dim, [&](auto head_dim) {
+      using L = AttentionLayout<T, head_dim, groups_of(head_dim), kWarps>;
       SIMT_LAUNCH((masked_attention_mma_kernel<T, head_dim>), dim3(static_cast<unsigned>(blocks)),
-                  dim3(kThreads), (AttentionLayout<T, head_dim, kGroups, kWarps>::kBytes), stream,
-                  params, packed, aligned);
+                  dim3(kThreads), L::kBytes, stream, params, packed, aligned);
       return cudaGetLastError();
     });
   });

@@ -79,8 +79,7 @@ def masked_attention(
     -----
     Sums are float32. An image's bits depend neither on the rest of the batch nor on the number of
     threads; both forms of a mask that say the same give the same. Keys and values that a row does
-    not see are skipped, not weighted with 0: they may be NaN. The CUDA kernel has not yet run on a
-    GPU; it computes every dtype in float32, without tensor cores.
+    not see have no part in it: they may be NaN. The CUDA kernels have not yet run on a GPU.
 
     Source: arXiv 1706.03762, equation 1; the masks are those of parallel decoders in random order
     without mutual visibility (prefix lengths), of next-scale prediction (arXiv 2404.02905: prefix
