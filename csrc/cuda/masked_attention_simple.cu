@@ -42,7 +42,7 @@ __device__ __forceinline__ uint32_t seen_keys(const MaskedAttentionParams& param
 }
 
 template <class T, int kHeadDim>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     masked_attention_simple_kernel(const MaskedAttentionParams params, bool aligned) {
   constexpr int kChunks = kHeadDim / Chunk<T>::kSize;  // of a row
   constexpr int kVectors = kHeadDim / 4;               // of a widened row
