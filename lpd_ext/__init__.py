@@ -7,7 +7,13 @@ from lpd_ext.info import info
 from lpd_ext.models.config import LPDConfig, VQConfig
 from lpd_ext.models.lpd import LPD
 from lpd_ext.models.vq import VQModel
-from lpd_ext.ops import group_attention, group_order, token_selection, token_selection_
+from lpd_ext.ops import (
+    group_attention,
+    group_order,
+    masked_attention,
+    token_selection,
+    token_selection_,
+)
 from lpd_ext.orders import halton_order, random_order, raster_order
 from lpd_ext.pipeline import LPDPipeline
 from lpd_ext.plan import DecodePlan
@@ -31,6 +37,7 @@ __all__ = [
     "group_sizes",
     "halton_order",
     "info",
+    "masked_attention",
     "random_order",
     "raster_order",
     "token_selection",

@@ -117,6 +117,19 @@ def _check_group_attention(device: torch.device) -> str:
     return f"agrees with the reference in {_ALL_DTYPES}"
 
 
+def _check_masked_attention(device: torch.device) -> str:
+    inputs = _Inputs()
+    lengths = torch.tensor([[0, 3, 40], [1, 33, 32]], dtype=torch.int32, device="cpu")
+    masks = [lengths, inputs.uniform(2, 3, 40) < 0.5, inputs.uniform(3, 40) < 0.1]
+    for dtype, tolerance in _TOLERANCE.items():
+        for mask in masks:
+            q, k, v = (inputs.normal(2, 2, rows, 64).to(dtype) for rows in (3, 40, 40))
+            out = ops.masked_attention(*(x.to(device) for x in (q, k, v, mask)))
+            exact = reference.masked_attention(q.double(), k.double(), v.double(), mask)
+            _expect_close(out, exact, tolerance)
+    return f"agrees with the reference in {_ALL_DTYPES}"
+
+
 def _check_token_selection(device: torch.device) -> str:
     inputs = _Inputs()
     options: dict[str, Any] = {
@@ -202,6 +215,7 @@ def _expect_close(got: Tensor, expected: Tensor, tolerance: float) -> None:
 
 CHECKS: dict[str, Callable[[torch.device], str]] = {
     "group_attention": _check_group_attention,
+    "masked_attention": _check_masked_attention,
     "token_selection": _check_token_selection,
     "token_selection_": _check_token_selection_,
     "fused_linear": _check_fused_linear,

@@ -59,6 +59,43 @@ ATTENTION_CASES = [
     AttentionCase("split_prefill", 1, 40, 1, 32, 500, 40, 560),
 ]
 
+
+@dataclass(frozen=True)
+class MaskedCase:
+    """Sizes of one masked_attention call."""
+
+    name: str
+    batch: int
+    num_heads: int
+    q_len: int
+    kv_len: int
+    head_dim: int
+
+    def __str__(self):
+        return self.name
+
+
+MASKED_CASES = [
+    # A single weight; fewer keys than any tile has.
+    MaskedCase("one_key", 2, 1, 1, 1, 32),
+    MaskedCase("few_keys", 1, 2, 5, 3, 64),
+    # One row and one key more than tiles of 16 rows, 32 and 64 keys; one fewer.
+    MaskedCase("tile_plus_one", 2, 2, 17, 65, 64),
+    MaskedCase("tile_minus_one", 2, 2, 15, 63, 64),
+    # A last tile that is shorter than half of one, rows of three tiles.
+    MaskedCase("many_rows", 1, 1, 37, 75, 32),
+    # All of a 256 px and of a 512 px image.
+    MaskedCase("kv_257", 2, 1, 20, 257, 64),
+    MaskedCase("kv_1025", 1, 1, 9, 1025, 64),
+    # The other head dimensions.
+    MaskedCase("head_dim_80", 1, 2, 9, 40, 80),
+    MaskedCase("head_dim_96", 1, 2, 9, 40, 96),
+    MaskedCase("head_dim_128", 1, 2, 9, 40, 128),
+    # More rows than one block of threads takes there.
+    MaskedCase("head_dim_96_rows", 1, 1, 39, 70, 96),
+    MaskedCase("head_dim_128_rows", 1, 1, 21, 70, 128),
+]
+
 # Sizes of fused_linear, where its tiles, panels and row blocks end.
 LINEAR_ROWS = (
     *(1, 2),  # less than any tile

@@ -8,6 +8,7 @@ beside ours.
 """
 
 import sys
+from itertools import product
 
 import torch
 
@@ -15,15 +16,15 @@ from lpd_ext import cuda_variant
 from lpd_ext.ops import reference
 from lpd_ext.ops.group_attention import HEAD_DIMS
 
-BATCH, HEADS, ROWS = 2, 2, 19
+BATCH, HEADS, SLOTS, ROWS = 2, 2, 70, 19
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}
 # Slots, and (cache_len, context_len, q_len) an image: both prefixes, a tile's edges, padding,
 # lengths that do not fit, keys split over blocks. The images of a pair are at different steps.
 PAIRS = [
-    (70, ((0, 1, 3), (13, 4, 19))),
-    (70, ((32, 16, 17), (51, 19, 19))),
-    (70, ((31, 0, 2), (5, 0, 0))),
-    (70, ((69, 2, 5), (64, 0, 16))),
+    (SLOTS, ((0, 1, 3), (13, 4, 19))),
+    (SLOTS, ((32, 16, 17), (51, 19, 19))),
+    (SLOTS, ((31, 0, 2), (5, 0, 0))),
+    (SLOTS, ((69, 2, 5), (64, 0, 16))),
     (450, ((430, 10, 19), (380, 3, 5))),
 ]
 
@@ -62,6 +63,28 @@ def group_attention(device, dtype, head_dim, slots, images, shift):
         close(alone, expected[one, :q_len], dtype)
 
 
+def masked_attention(device, dtype, head_dim, shift):
+    """Both forms of a mask, on views of caches whose other slots are never written."""
+    op = torch.ops.lpd_ext.masked_attention
+    generator = torch.Generator().manual_seed(head_dim)
+    q, k, v = (
+        torch.randn(BATCH, HEADS, rows, head_dim, generator=generator).to(dtype)
+        for rows in (ROWS, SLOTS - 1, SLOTS - 1)
+    )
+    caches = torch.empty(2, BATCH, HEADS, SLOTS, head_dim + shift, dtype=dtype, device=device)
+    views = caches[..., :-1, shift:]
+    for view, cpu in zip(views, (k, v), strict=True):
+        for image in range(BATCH):
+            for head in range(HEADS):
+                for slot in range(SLOTS - 1):  # contiguous pieces: plain copies
+                    view[image, head, slot].copy_(cpu[image, head, slot])
+    lengths = torch.randint(-1, SLOTS + 1, (BATCH, ROWS), generator=generator).int()
+    mask = torch.rand(ROWS, SLOTS - 1, generator=generator) < 1 / 3
+    for told in (lengths, mask):
+        out = op(q.to(device), *views, told.to(device), head_dim**-0.5)
+        close(out, reference.masked_attention(q, k, v, told), dtype)
+
+
 def close(got, expected, dtype):
     torch.testing.assert_close(
         got.cpu(), expected, rtol=0, atol=TOLERANCE[dtype], equal_nan=True, check_device=False
@@ -71,17 +94,14 @@ def close(got, expected, dtype):
 def run(device):
     """All kernels; returns the number of cases."""
     variants = cuda_variant.VARIANTS if device.type == "cuda" else [None]
-    cases = [
-        (variant, dtype, head_dim, *pair, nth % 2)
-        for variant in variants
-        for dtype in TOLERANCE
-        for head_dim in HEAD_DIMS
-        for nth, pair in enumerate(PAIRS)
-    ]
-    for variant, *case in cases:
+    cases = list(product(variants, TOLERANCE, HEAD_DIMS))
+    for variant, dtype, head_dim in cases:
         if variant is not None:
             cuda_variant.set_cuda_variant(variant)
-        group_attention(device, *case)
+        for nth, (slots, images) in enumerate(PAIRS):
+            group_attention(device, dtype, head_dim, slots, images, nth % 2)
+        for shift in range(2):
+            masked_attention(device, dtype, head_dim, shift)
     return len(cases)
 
 

@@ -15,19 +15,17 @@ DOUBLE = ["DADD", "DMUL", "DFMA"]  # a literal without its f, mostly
 NEVER = LOCAL_MEMORY + FLOAT_ATOMICS + DOUBLE
 
 # Kernel (regular expression) -> what it may have all the same.
-ALLOWED = {
-    r"group_attention_simple_kernel<.*>": ["DADD"]
-}  # the sum of a row's weights, rounded once
+ALLOWED = {r"\w+_attention_simple_kernel<.*>": ["DADD"]}  # the sum of a row's weights, rounded once
 
 # Kernel (regular expression) -> opcodes that must be there.
 EXPECTED = {
-    r"group_attention_simple_kernel<.*>": [
+    r"\w+_attention_simple_kernel<.*>": [
         r"LDG\.E\.(64|128)\b",  # rows of keys and values come in vectors
         r"LDS\.128\b",
         r"MUFU\.EX2\b",
         r"FFMA\b",
     ],
-    r"group_attention_mma_kernel<.*>": [
+    r"\w+_attention_mma_kernel<.*>": [
         r"HMMA\.16816\.F32",
         r"LDSM\.16\.M88\.4\b",
         r"LDSM\.16\.MT88\.4\b",
@@ -35,6 +33,7 @@ EXPECTED = {
         r"STG\.E\.128\b",
         r"MUFU\.EX2\b",
     ],
+    r"masked_attention_pack_kernel": [r"LDG\.E\.U8\b", r"VOTE\b", r"STG\.E\.64\b"],
     r"group_attention_merge_kernel<.*>": [r"LDG\.E\.128\b", r"STG\.E\.128\b"],
 }
 

@@ -27,6 +27,7 @@ def test_examples_run(name):
         "decode",
         "group_attention",
         "group_order",
+        "masked_attention",
         "token_selection",
         "token_selection_",
         "LPD",

@@ -19,6 +19,7 @@ info_module = sys.modules["lpd_ext.info"]  # the package's name of it is the fun
 
 OPS = (
     "group_attention",
+    "masked_attention",
     "token_selection",
     "token_selection_",
     "fused_linear",

@@ -21,7 +21,8 @@ INCLUDES = {
         r"cuda.*\.h",
         r"cub/.*",
         r".*\.cuh",
-        r"(dispatch|group_attention_.*)\.h",
+        r"dispatch\.h",
+        r".*_(division|kernels)\.h",
     ],
     "csrc/cpu": [
         r"lpd/.*\.h",
@@ -196,7 +197,14 @@ def test_no_file_holds_two_ideas():
 
 @pytest.mark.parametrize(
     "stem",
-    ["group_attention", "token_selection", "group_order", "fused_linear", "group_embedding"],
+    [
+        "group_attention",
+        "masked_attention",
+        "token_selection",
+        "group_order",
+        "fused_linear",
+        "group_embedding",
+    ],
 )
 def test_an_op_has_its_stem_in_every_room(stem):
     for place in ("csrc/include/lpd/{}.h", "csrc/cpu/{}.cpp", "csrc/torch/{}.cpp",

@@ -13,6 +13,7 @@
 #if defined(LPD_X86)
 LPD_TARGET_BEGIN(LPD_AMX)
 namespace lpd::cpu::amx {
+#include "attention_block.inl"
 #include "group_attention_pair.inl"
 namespace {
 
@@ -265,7 +266,7 @@ void run_pair(const GroupAttentionParams& params,
   std::fill_n(space.maxima, q_len + kRows - 1, kNoMaximum);
 
   Ahead<BFloat16> ahead(next, head_dim, slots_of(pair, kBlock));
-  for (const KeyRun<BFloat16>& run : pair.runs) {
+  for (const SeenRun<BFloat16>& run : pair.runs) {
     for (int64_t first = 0; first < run.count; first += kBlock) {
       const int64_t count = std::min(kBlock, run.count - first);
       lay_keys(run.k + first * run.k_stride, run.k_stride, count, head_dim, space.keys);

@@ -1,26 +1,13 @@
 // One (image, head) of the tensors of group_attention, in the namespace and for the target of the
-// including file. Keys come in two runs, and which rows see a run is the whole mask.
+// including file, behind attention_block.inl. Keys come in two runs, and which rows see a run is the
+// whole mask.
 
 namespace {
 
-// Keys and values of one stride; rows [first_row, q_len) see all of them.
+// Keys that the rows [first_row, q_len) see, all of them.
 template <class T>
-struct KeyRun {
-  const T* k;
-  const T* v;
-  int64_t k_stride;
-  int64_t v_stride;
-  int64_t count;
+struct SeenRun : KeyRun<T> {
   int64_t first_row;
-
-  // At most so many keys from `first` on.
-  KeyRun part(int64_t first, int64_t most) const {
-    KeyRun result = *this;
-    result.k += first * k_stride;
-    result.v += first * v_stride;
-    result.count = std::min(most, count - first);
-    return result;
-  }
 };
 
 template <class T>
@@ -32,7 +19,7 @@ struct Pair {
   int64_t num_rows;
   T* k_slots;  // of the caches, for the context rows
   T* v_slots;
-  KeyRun<T> runs[2];  // the cache with the context rows, then the queries of this step
+  SeenRun<T> runs[2];  // the cache with the context rows, then the queries of this step
   T* out;
   int64_t out_stride;
 };
@@ -41,7 +28,7 @@ struct Pair {
 template <class T>
 inline int64_t slots_of(const Pair<T>& pair, int64_t block) {
   int64_t count = 0;
-  for (const KeyRun<T>& run : pair.runs) {
+  for (const SeenRun<T>& run : pair.runs) {
     count += (run.count + block - 1) / block * (pair.num_rows - run.first_row);
   }
   return count;
@@ -107,18 +94,18 @@ inline Pair<T> find_pair(const GroupAttentionParams& params, int64_t number) {
       .num_rows = params.q_len,
       .k_slots = k_cache + params.cache_len * params.k_strides.row,
       .v_slots = v_cache + params.cache_len * params.v_strides.row,
-      .runs = {{.k = k_cache,
-                .v = v_cache,
-                .k_stride = params.k_strides.row,
-                .v_stride = params.v_strides.row,
-                .count = params.cache_len + params.context_len,
-                .first_row = 0},
-               {.k = k + params.context_len * row_stride,
-                .v = v + params.context_len * row_stride,
-                .k_stride = row_stride,
-                .v_stride = row_stride,
-                .count = params.q_len - params.context_len,
-                .first_row = params.context_len}},
+      .runs = {{{.k = k_cache,
+                 .v = v_cache,
+                 .k_stride = params.k_strides.row,
+                 .v_stride = params.v_strides.row,
+                 .count = params.cache_len + params.context_len},
+                /*first_row=*/0},
+               {{.k = k + params.context_len * row_stride,
+                 .v = v + params.context_len * row_stride,
+                 .k_stride = row_stride,
+                 .v_stride = row_stride,
+                 .count = params.q_len - params.context_len},
+                /*first_row=*/params.context_len}},
       .out =
           static_cast<T*>(params.out) + (image * params.q_len * params.num_heads + head) * head_dim,
       .out_stride = params.num_heads * head_dim,
@@ -133,36 +120,6 @@ inline void append(const GroupAttentionParams& params, const Pair<T>& pair) {
     std::memcpy(pair.k_slots + i * params.k_strides.row, pair.k + i * pair.row_stride, bytes);
     std::memcpy(pair.v_slots + i * params.v_strides.row, pair.v + i * pair.row_stride, bytes);
   }
-}
-
-// Cuts a workspace into parts, each at a cache line; without a workspace it only counts.
-class Cutter {
- public:
-  explicit Cutter(std::byte* workspace) : begin_(workspace) {}
-
-  template <class Part>
-  Part* cut(int64_t count) {
-    Part* part = begin_ ? reinterpret_cast<Part*>(begin_ + size_) : nullptr;
-    size_ += (static_cast<size_t>(count) * sizeof(Part) + 63) / 64 * 64;
-    return part;
-  }
-
-  size_t size() const { return size_; }
-
- private:
-  std::byte* begin_;
-  size_t size_ = 0;
-};
-
-// The running maximum before any key: finite, so that a block of -inf scores has weights of 0.
-constexpr float kNoMaximum = std::numeric_limits<float>::lowest();
-
-// Rounded once: its error is that of a whole row.
-template <int kCount>
-inline float total_of(const float* parts) {
-  double total = 0;
-  for (int i = 0; i < kCount; ++i) total += parts[i];
-  return static_cast<float>(total);
 }
 
 }  // namespace

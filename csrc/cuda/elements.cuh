@@ -69,4 +69,15 @@ __device__ __forceinline__ void store_chunk(T* to, const Chunk<T>& chunk, bool a
   }
 }
 
+// The elements times a factor, in float.
+template <class T>
+__device__ __forceinline__ void widen(const Chunk<T>& chunk, float factor, float4* to) {
+#pragma unroll
+  for (int i = 0; i < Chunk<T>::kSize; i += 4) {
+    to[i / 4] = make_float4(
+        factor * to_float(chunk.elements[i]), factor * to_float(chunk.elements[i + 1]),
+        factor * to_float(chunk.elements[i + 2]), factor * to_float(chunk.elements[i + 3]));
+  }
+}
+
 }  // namespace lpd::cuda

@@ -16,6 +16,7 @@
 #include "group_attention_kernels.h"
 #include "group_attention_pair.cuh"
 #include "primitives.cuh"
+#include "warp.cuh"
 
 namespace lpd::cuda {
 namespace {
@@ -25,31 +26,7 @@ constexpr int kThreads = 32 * kWarps;
 constexpr int kRowsPerWarp = 4;
 constexpr int kRows = kWarps * kRowsPerWarp;
 constexpr int kKeys = 32;  // of a tile, one a lane
-constexpr unsigned kAllLanes = 0xffffffffu;
 constexpr float kLog2E = 1.44269504f;
-
-__device__ __forceinline__ float largest_of_warp(float x) {
-#pragma unroll
-  for (int step = 16; step > 0; step /= 2) x = fmaxf(x, __shfl_xor_sync(kAllLanes, x, step));
-  return x;
-}
-
-// Rounded once: its error is that of a whole row.
-__device__ __forceinline__ float sum_of_warp(double x) {
-#pragma unroll
-  for (int step = 16; step > 0; step /= 2) x += __shfl_xor_sync(kAllLanes, x, step);
-  return static_cast<float>(x);
-}
-
-template <class T>
-__device__ __forceinline__ void widen(const Chunk<T>& chunk, float factor, float4* to) {
-#pragma unroll
-  for (int i = 0; i < Chunk<T>::kSize; i += 4) {
-    to[i / 4] = make_float4(
-        factor * to_float(chunk.elements[i]), factor * to_float(chunk.elements[i + 1]),
-        factor * to_float(chunk.elements[i + 2]), factor * to_float(chunk.elements[i + 3]));
-  }
-}
 
 template <class T, int kHeadDim>
 __global__ void __launch_bounds__(kThreads)

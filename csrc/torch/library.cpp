@@ -14,6 +14,10 @@ LPD_TORCH_LIBRARY(LPD_LIBRARY, m) {
   m.def(
       "group_attention.ragged_out(Tensor qkv, Tensor(a!) k_cache, Tensor(b!) v_cache, "
       "Tensor(c!) out, Tensor cache_len, Tensor context_len, Tensor q_len, float scale) -> ()");
+  m.def("masked_attention(Tensor q, Tensor k, Tensor v, Tensor mask, float scale) -> Tensor");
+  m.def(
+      "masked_attention.out(Tensor q, Tensor k, Tensor v, Tensor mask, Tensor(a!) out, "
+      "float scale) -> ()");
   m.def(
       "token_selection(Tensor logits, Tensor uniform, Tensor? cfg_scale, Tensor temperature, "
       "Tensor top_k, Tensor top_p) -> Tensor");

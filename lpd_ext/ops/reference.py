@@ -3,6 +3,7 @@
 Made to be read and to test against, on any device and dtype torch has; arguments are not checked.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -60,6 +61,34 @@ def group_attention(
     context = attend(slice(0, context_len), end)
     queries = attend(slice(context_len, None), keys.shape[2])
     result = torch.cat([context, queries], dim=2).transpose(1, 2).flatten(2).to(qkv.dtype)
+    return result if out is None else out.copy_(result)
+
+
+def masked_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor,
+    *,
+    scale: float | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Attend to what each row sees, row by row; float64 and float32 in their own dtype."""
+    batch, _, q_len, head_dim = q.shape
+    compute = q.dtype if q.dtype == torch.float64 else torch.float32
+    if scale is None:
+        scale = head_dim**-0.5
+    result = q.new_zeros(q.shape)
+    for image, row in itertools.product(range(batch), range(q_len)):
+        told = (mask if mask.ndim == 1 + (mask.dtype == torch.bool) else mask[image])[row]
+        if mask.dtype == torch.int32:
+            if not 0 <= int(told) <= k.shape[2]:
+                result[image, :, row] = torch.nan
+                continue
+            told = torch.arange(k.shape[2], device=k.device) < told
+        keys, values = (tensor[image][:, told].to(compute) for tensor in (k, v))
+        scores = q[image, :, row : row + 1].to(compute) @ keys.transpose(1, 2) * scale
+        result[image, :, row : row + 1] = (scores.softmax(dim=-1) @ values).to(q.dtype)
     return result if out is None else out.copy_(result)
 
 

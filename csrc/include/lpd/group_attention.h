@@ -12,6 +12,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "lpd/arithmetic.h"
 #include "lpd/cuda_runtime.h"
 #include "lpd/dtype.h"
 #include "lpd/inline.h"
@@ -85,11 +86,6 @@ void group_attention(const GroupAttentionParams& params,
 
 #if defined(LPD_CUDA)
 namespace cuda {
-
-enum class Arithmetic {
-  kFloat32,
-  kTensorCores  // of bfloat16 and float16: weights are rounded before they meet the values
-};
 
 // Bytes of device memory, at a multiple of 16, that one call of group_attention needs.
 size_t group_attention_workspace_size(const GroupAttentionParams& params, Arithmetic arithmetic);

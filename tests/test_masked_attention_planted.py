@@ -1,0 +1,296 @@
+"""Bugs of every class, planted into the CUDA kernels of `masked_attention`: its tests find them."""
+
+import re
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import emulator
+import pytest
+
+KERNELS = sorted(Path(__file__).parent.parent.glob("csrc/cuda/masked_attention*.cu*"))
+SIMPLE, MMA = "masked_attention_simple.cu", "masked_attention_mma.cu"
+PAIR = "masked_attention_pair.cuh"
+AGAINST_FLOAT64 = "test_masked_attention.py::test_against_float64"
+UNSEEN = "test_masked_attention.py::test_what_a_row_does_not_see_cannot_reach_it"
+WRONG_RESULT = "AssertionError|error.max"
+# Cases of the one head_dim that is compiled here.
+SELECTION = "simt and not (one_key or many_rows or head_dim)"
+
+
+@dataclass(frozen=True)
+class Plant:
+    """A change of the source, the test that is to find it, and what it then says."""
+
+    name: str
+    file: str
+    before: str
+    after: str
+    test: str
+    found: str
+
+    def __str__(self):
+        return self.name
+
+
+PLANTS = [
+    Plant(
+        "no barrier before a tile is overwritten",
+        SIMPLE,
+        "!__syncthreads_or(by_any != 0)",
+        "false",
+        AGAINST_FLOAT64,
+        "data race on shared (keys|values)",
+    ),
+    Plant(
+        "a vote of one thread",
+        SIMPLE,
+        "!__syncthreads_or(by_any != 0)",
+        "(__syncthreads(), by_any == 0)",
+        AGAINST_FLOAT64,
+        "__syncthreads",
+    ),
+    Plant(
+        "no barrier before a tile is read",
+        SIMPLE,
+        "__syncthreads();\n    if (by_any",
+        "if (by_any",
+        AGAINST_FLOAT64,
+        "uninitialised .*shared|data race on shared",
+    ),
+    Plant(
+        "no warp barrier",
+        SIMPLE,
+        "__syncwarp();",
+        "",
+        AGAINST_FLOAT64,
+        "(uninitialised .*|data race on )shared weights",
+    ),
+    Plant(
+        "keys out of bounds",
+        SIMPLE,
+        "i < count * kChunks",
+        "i < kKeys * kChunks",
+        AGAINST_FLOAT64,
+        "out of bounds: global (k|v)",
+    ),
+    Plant(
+        "booleans out of bounds",
+        SIMPLE,
+        "key < params.kv_len && ",
+        "",
+        AGAINST_FLOAT64,
+        "out of bounds: global mask",
+    ),
+    Plant(
+        "rows out of bounds",
+        SIMPLE,
+        "if (row >= params.q_len) return 0;",
+        "",
+        AGAINST_FLOAT64,
+        "out of bounds: global mask",
+    ),
+    Plant(
+        "a prefix one too long",
+        SIMPLE,
+        "prefix_len(params, image, row) - first",
+        "prefix_len(params, image, row) + 1 - first",
+        AGAINST_FLOAT64,
+        WRONG_RESULT,
+    ),
+    Plant(
+        "a weight of 0 in place of no weight",
+        SIMPLE,
+        "if (seen[r] >> (i + j) & 1) ",
+        "",
+        UNSEEN,
+        WRONG_RESULT,
+    ),
+    Plant(
+        "hidden scores in the maximum",
+        SIMPLE,
+        "visible ? scores[r] : -INFINITY",
+        "scores[r]",
+        UNSEEN,
+        WRONG_RESULT,
+    ),
+    Plant(
+        "nothing divided by nothing",
+        SIMPLE,
+        "sees_any[r] != 0 ? sums[r][c] / total : of_nothing",
+        "sums[r][c] / total",
+        "test_masked_attention.py::test_a_row_that_sees_nothing_is_0_whatever_there_is",
+        WRONG_RESULT,
+    ),
+    Plant(
+        "any length will do",
+        SIMPLE,
+        "fits(params, pair.image, row) ? 0.0f : NAN",
+        "0.0f",
+        "test_masked_attention.py::test_lengths_that_do_not_fit_harm_their_row_alone",
+        "AssertionError",
+    ),
+    Plant(
+        "wide loads whatever the strides",
+        PAIR,
+        "return bits % 16 == 0;",
+        "return true;",
+        "test_masked_attention_arguments.py::test_any_alignment",
+        "misaligned",
+    ),
+    Plant(
+        "a copy that is not waited for",
+        MMA,
+        "cp_async_wait<L::kStages - 2>()",
+        "cp_async_wait<L::kStages - 1>()",
+        AGAINST_FLOAT64,
+        "cp.async to it is in flight",
+    ),
+    Plant(
+        "a stage overwritten while it is read",
+        MMA,
+        "__syncthreads();  // the tile is there, and nobody reads the one before it any more",
+        "",
+        AGAINST_FLOAT64,
+        "data race on shared",
+    ),
+    Plant(
+        "no barrier behind the ranges",
+        MMA,
+        "make_int2(first, end);\n  }\n  __syncthreads();",
+        "make_int2(first, end);\n  }",
+        AGAINST_FLOAT64,
+        "(uninitialised .*|data race on )shared ranges",
+    ),
+    Plant(
+        "no barrier before the warps merge",
+        MMA,
+        "__syncthreads();  // tiles, or the group before, have been read",
+        "",
+        AGAINST_FLOAT64,
+        "data race on shared",
+    ),
+    Plant(
+        "fragments in a wrong order",
+        MMA,
+        "key_parts[i][0], key_parts[i][1]",
+        "key_parts[i][0], key_parts[i][2]",
+        AGAINST_FLOAT64,
+        WRONG_RESULT,
+    ),
+    Plant(
+        "booleans out of bounds, packed",
+        MMA,
+        "key < params.kv_len && mask[key] != 0",
+        "mask[key] != 0",
+        AGAINST_FLOAT64,
+        "out of bounds: global mask",
+    ),
+    Plant(
+        "a mask of its own for every image",
+        MMA,
+        "params.mask_batch_stride == 0 ? 0 : pair.image",
+        "pair.image",
+        "test_masked_attention.py::test_both_forms_give_the_same_bits",
+        "out of bounds: global workspace",
+    ),
+    Plant(
+        "the range of a row ends too soon",
+        MMA,
+        "end = tile + 1;",
+        "end = tile;",
+        AGAINST_FLOAT64,
+        WRONG_RESULT,
+    ),
+    Plant(
+        "the mask of a later tile",
+        MMA,
+        "look_at(tile + 1);",
+        "look_at(tile + 2);",
+        AGAINST_FLOAT64,
+        "uninitialised .*shared",
+    ),
+    Plant(
+        "hidden scores, too",
+        MMA,
+        "visible ? scores[n][e]",
+        "true ? scores[n][e]",
+        AGAINST_FLOAT64,
+        WRONG_RESULT,
+    ),
+    Plant(
+        "a weight of 0 times NaN",
+        MMA,
+        "if (hides) {",
+        "if (false) {",
+        UNSEEN,
+        WRONG_RESULT,
+    ),
+    Plant(
+        "a value that is seen, but not finite, dropped",
+        MMA,
+        "if (infinite) add_infinite",
+        "if (false) add_infinite",
+        UNSEEN,
+        "AssertionError",
+    ),
+    Plant(
+        "infinity for everyone",
+        MMA,
+        " && (seen[e / 2] >> key & 1)",
+        "",
+        UNSEEN,
+        WRONG_RESULT,
+    ),
+    Plant(
+        "a weight of another key",
+        MMA,
+        "holder = lane / 4 * 4 + key % 8 / 2",
+        "holder = lane / 4 * 4 + key % 4",
+        "test_masked_attention.py::test_a_bad_value_spoils_its_column_alone",
+        WRONG_RESULT,
+    ),
+    Plant(
+        "nothing divided by nothing, merged",
+        MMA,
+        "if (range.x < range.y) {",
+        "if (true) {",
+        "test_masked_attention.py::test_a_row_that_sees_nothing_is_0_whatever_there_is",
+        WRONG_RESULT,
+    ),
+    Plant(
+        "any length will do, merged",
+        MMA,
+        "fits(params, pair.image, out_row) ? 0.0f : NAN",
+        "0.0f",
+        "test_masked_attention.py::test_lengths_that_do_not_fit_harm_their_row_alone",
+        "AssertionError",
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory):
+    """What the tests print of each plant."""
+
+    def run(plant):
+        folder = tmp_path_factory.mktemp("plant")
+        for kernel in KERNELS:
+            source = kernel.read_text()
+            if kernel.name == plant.file:
+                assert source.count(plant.before) == 1, f"planted nowhere: {plant}"
+                source = source.replace(plant.before, plant.after)
+            # One head_dim takes a fraction of the time to compile.
+            source = source.replace("<32, 64, 80, 96, 128>", "<64>")
+            (folder / kernel.name).write_text(source)
+        return emulator.run_tests(folder, "-k", SELECTION, f"tests/{plant.test}")
+
+    with ThreadPoolExecutor(2) as pool:
+        return dict(zip(PLANTS, pool.map(run, PLANTS), strict=True))
+
+
+@pytest.mark.parametrize("plant", PLANTS, ids=str)
+def test_a_planted_bug_is_found(reports, plant):
+    result = reports[plant]
+    assert result.returncode == 1, result.stdout
+    assert re.search(plant.found, result.stdout), result.stdout
