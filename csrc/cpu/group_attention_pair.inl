@@ -1,6 +1,6 @@
 // One (image, head) of the tensors of group_attention, in the namespace and for the target of the
-// including file, behind attention_block.inl. Keys come in two runs, and which rows see a run is the
-// whole mask.
+// including file, behind attention_block.inl. Keys come in two runs, and which rows see a run is
+// the whole mask.
 
 namespace {
 
