@@ -253,8 +253,8 @@ PLANTS = [
     Plant(
         "nothing divided by nothing, merged",
         MMA,
-        "if (range.x < range.y) {",
-        "if (true) {",
+        "if (range.x >= range.y) {",
+        "if (false) {",
         "test_masked_attention.py::test_a_row_that_sees_nothing_is_0_whatever_there_is",
         WRONG_RESULT,
     ),

@@ -314,20 +314,19 @@ __global__ void __launch_bounds__(kThreads, 2)
       const int row = i / kChunks, column = i % kChunks * Chunk<T>::kSize;
       const int2 range = ranges[g * kGroupRows + row];
       const int64_t out_row = first_row + g * kGroupRows + row;
-      Chunk<T> chunk;
-      if (range.x < range.y) {
-        Merge<Chunk<T>::kSize> merge;
-#pragma unroll
-        for (int w = 0; w < kWarps; ++w) {
-          const int at = w * kGroupRows + row;
-          merge.add(rows[at], reinterpret_cast<const float4*>(merged + at * L::kMergeRow + column));
-        }
-        chunk = merge.template result<T>();
-      } else {
-        const float of_nothing = fits(params, pair.image, out_row) ? 0.0f : NAN;
-        for (T& element : chunk.elements) element = from_float<T>(of_nothing);
+      T* const out = pair.out + out_row * kHeadDim + column;
+      if (range.x >= range.y) {  // it sees nothing
+        const float x = fits(params, pair.image, out_row) ? 0.0f : NAN;
+        for (int j = 0; j < Chunk<T>::kSize; ++j) out[j] = from_float<T>(x);
+        continue;
       }
-      store_chunk(pair.out + out_row * kHeadDim + column, chunk, aligned);
+      Merge<Chunk<T>::kSize> merge;
+#pragma unroll
+      for (int w = 0; w < kWarps; ++w) {
+        const int at = w * kGroupRows + row;
+        merge.add(rows[at], reinterpret_cast<const float4*>(merged + at * L::kMergeRow + column));
+      }
+      store_chunk(out, merge.template result<T>(), aligned);
     }
   }
 }
