@@ -30,9 +30,10 @@ EXPECTED = {
         r"LDSM\.16\.M88\.4\b",
         r"LDSM\.16\.MT88\.4\b",
         r"LDGSTS\.E\..*128\b",  # cp.async
-        r"STG\.E\.128\b",
         r"MUFU\.EX2\b",
     ],
+    # Not of head_dim 128 for masked_attention: until sm_90 ptxas stores its rows in words.
+    r"group_attention_mma_kernel<.*>|masked_attention_mma_kernel<\w+, \d\d>": [r"STG\.E\.128\b"],
     r"masked_attention_pack_kernel": [r"LDG\.E\.U8\b", r"VOTE\b", r"STG\.E\.64\b"],
     r"group_attention_merge_kernel<.*>": [r"LDG\.E\.128\b", r"STG\.E\.128\b"],
 }
