@@ -111,10 +111,12 @@ def ops_with_kernels() -> list[str]:
 def is_caught(mutant: Mutant) -> bool:
     """Whether a test fails on the mutant, or it does not compile."""
     with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder, "cuda")
-        shutil.copytree(KERNELS, copy)
-        path = copy / mutant.file
-        path.write_text(mutated(path.read_text(), mutant))
+        copy = Path(folder)
+        if not mutant.file.endswith(".cu"):  # a header is looked for beside who includes it
+            for path in KERNELS.iterdir():
+                shutil.copy(path, copy)
+        source = (KERNELS / mutant.file).read_text()
+        (copy / mutant.file).write_text(mutated(source, mutant))
         selection = ["-k", "simt or schedule", *tests_of(mutant.file)]
         try:
             return emulator.run_tests(copy, *selection, timeout=LONGEST_RUN).returncode != 0

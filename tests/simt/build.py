@@ -195,19 +195,37 @@ def bindings(stems: list[str]) -> tuple[list[Source], list[str]]:
 
 
 def build() -> Path:
-    """Shared library of the kernels in ``csrc/cuda``, or in the folder ``LPD_SIMT_CUDA``.
+    """Shared library of the kernels in ``csrc/cuda``, those in the folder ``LPD_SIMT_CUDA`` first.
 
-    Headers that are not in that folder come from ``csrc/cuda``. With ``<stem>.cu`` comes
-    ``csrc/torch/<stem>.cpp``, if there is one, its binding; without any, the runtime comes alone.
+    A kernel there takes the place of one of the same name; what it includes is looked for there
+    first, then in ``csrc/cuda``.
     """
-    folder = Path(os.environ.get("LPD_SIMT_CUDA", ROOT / "csrc/cuda")).resolve()
-    kernels = sorted(folder.glob("*.cu"))
-    folders = [*dict.fromkeys([folder, ROOT / "csrc/cuda"]), ROOT / "csrc/include"]
-    sources = [runtime(), *(kernel(path, folders) for path in kernels)]
+    folder = ROOT / "csrc/cuda"
+    kernels = {
+        path.name: kernel(path, [folder, ROOT / "csrc/include"]) for path in cu_files(folder)
+    }
+    if instead := os.environ.get("LPD_SIMT_CUDA"):
+        folders = [Path(instead).resolve(), folder, ROOT / "csrc/include"]
+        kernels |= {path.name: kernel(path, folders) for path in cu_files(folders[0])}
+    return library(kernels)
+
+
+def cu_files(folder: Path) -> list[Path]:
+    """Return the kernels of a folder."""
+    return sorted(folder.glob("*.cu"))
+
+
+def library(kernels: dict[str, Source]) -> Path:
+    """Shared library of kernels by file name; without any it holds the runtime alone.
+
+    With ``<stem>.cu`` comes ``csrc/torch/<stem>.cpp``, if there is one, its binding.
+    """
+    sources = [runtime(), *kernels.values()]
     flags = ["-shared", "-ldl", "-pthread"]
     if kernels:
-        stems = [p.stem for p in kernels if (ROOT / f"csrc/torch/{p.stem}.cpp").exists()]
-        registered, torch_flags = bindings(stems)
+        stems = [Path(name).stem for name in kernels]
+        bound = [stem for stem in stems if (ROOT / f"csrc/torch/{stem}.cpp").exists()]
+        registered, torch_flags = bindings(bound)
         sources += registered
         flags += torch_flags
     return link(sources, "lpd_simt", ".so", flags)
