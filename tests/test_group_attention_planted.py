@@ -45,14 +45,6 @@ PLANTS = [
         "data race on shared (keys|values)",
     ),
     Plant(
-        "no barrier before a tile is read",
-        SIMPLE,
-        "__syncthreads();\n\n    float scores",
-        "float scores",
-        AGAINST_FLOAT64,
-        "uninitialised .*shared|data race on shared",
-    ),
-    Plant(
         "no warp barrier",
         SIMPLE,
         "__syncwarp();",
@@ -125,14 +117,6 @@ PLANTS = [
         WRONG_RESULT,
     ),
     Plant(
-        "values not transposed",
-        MMA,
-        "simt::ldmatrix_x4_trans(",
-        "simt::ldmatrix_x4(",
-        AGAINST_FLOAT64,
-        WRONG_RESULT,
-    ),
-    Plant(
         "a wait for one copy too few",
         MMA,
         "cp_async_wait<L::kStages - 2>",
@@ -149,27 +133,11 @@ PLANTS = [
         "data race on shared|in flight",
     ),
     Plant(
-        "no barrier between tiles",
-        MMA,
-        "__syncthreads();  // the tile is there, and nobody reads the one before it any more",
-        "",
-        AGAINST_FLOAT64,
-        "data race on shared|in flight|uninitialised",
-    ),
-    Plant(
         "the context sees tiles of queries",
         MMA,
         "if (g < begin || g >= end) continue;",
         "if (g >= end) continue;",
         "test_group_attention_rows.py::test_bits_do_not_depend_on_how_rows_are_shared_out",
-        WRONG_RESULT,
-    ),
-    Plant(
-        "keys behind the last have a weight",
-        MMA,
-        "key < count ?",
-        "true ?",
-        AGAINST_FLOAT64,
         WRONG_RESULT,
     ),
     Plant(
