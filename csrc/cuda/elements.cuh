@@ -3,6 +3,8 @@
 
 #include <cstdint>
 #include <cstring>
+#include <initializer_list>
+#include <type_traits>
 
 #include "primitives.cuh"
 
@@ -36,12 +38,37 @@ __device__ __forceinline__ Float16 from_float<Float16>(float x) {
   return {simt::f16_bits(x)};
 }
 
+// Two elements of 16 bits, rounded.
+template <class T>
+__device__ __forceinline__ uint32_t pack(float low, float high) {
+  if constexpr (std::is_same_v<T, BFloat16>) {
+    return simt::pack_bf16(low, high);
+  } else {
+    return simt::pack_f16(low, high);
+  }
+}
+
 // The elements of 16 bytes, in registers.
 template <class T>
-struct Chunk {
+struct alignas(16) Chunk {
   static constexpr int kSize = 16 / sizeof(T);
   T elements[kSize];
 };
+
+// Rounded.
+template <class T>
+__device__ __forceinline__ Chunk<T> to_chunk(const float (&values)[Chunk<T>::kSize]) {
+  Chunk<T> chunk;
+  if constexpr (sizeof(T) == sizeof(float)) {
+    memcpy(&chunk, values, sizeof(chunk));
+  } else {
+    uint32_t words[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) words[i] = pack<T>(values[2 * i], values[2 * i + 1]);
+    memcpy(&chunk, words, sizeof(chunk));
+  }
+  return chunk;
+}
 
 // One access where the tensor allows it, else one an element.
 template <class T>
@@ -57,12 +84,13 @@ __device__ __forceinline__ Chunk<T> load_chunk(const T* from, bool aligned) {
   return chunk;
 }
 
+// To global memory. Of a plain assignment nvcc takes the words apart to share them with the others.
 template <class T>
 __device__ __forceinline__ void store_chunk(T* to, const Chunk<T>& chunk, bool aligned) {
   if (aligned) {
     uint4 bits;
     memcpy(&bits, &chunk, sizeof(bits));
-    *reinterpret_cast<uint4*>(to) = bits;
+    __stcg(reinterpret_cast<uint4*>(to), bits);
   } else {
 #pragma unroll
     for (int i = 0; i < Chunk<T>::kSize; ++i) to[i] = chunk.elements[i];
@@ -78,6 +106,16 @@ __device__ __forceinline__ void widen(const Chunk<T>& chunk, float factor, float
         factor * to_float(chunk.elements[i]), factor * to_float(chunk.elements[i + 1]),
         factor * to_float(chunk.elements[i + 2]), factor * to_float(chunk.elements[i + 3]));
   }
+}
+
+// Whether chunks can be moved at once, whichever tensor they are of.
+template <class T>
+bool is_aligned(std::initializer_list<const void*> pointers,
+                std::initializer_list<int64_t> strides) {
+  uint64_t bits = 0;
+  for (const void* pointer : pointers) bits |= reinterpret_cast<uintptr_t>(pointer);
+  for (const int64_t stride : strides) bits |= static_cast<uint64_t>(stride) * sizeof(T);
+  return bits % 16 == 0;
 }
 
 }  // namespace lpd::cuda

@@ -1,15 +1,11 @@
-// How the tensor-core kernel divides a pair: rows into groups, keys into tiles, both into blocks.
+// How group_attention on tensor cores divides a pair: its rows and its keys, and both over blocks.
 #pragma once
 
+#include "attention_division.h"
 #include "lpd/group_attention.h"
 
 namespace lpd::cuda::mma {
 
-constexpr int kWarps = 4;
-constexpr int kThreads = 32 * kWarps;
-constexpr int kGroupRows = 16;
-constexpr int kWarpKeys = 16;
-constexpr int kTileKeys = kWarps * kWarpKeys;
 constexpr int kPartTiles = 6;
 
 // Of one pair: groups of rows and tiles of keys, those of the context first.
@@ -20,8 +16,6 @@ struct Division {
   int num_tiles;
   int num_parts;
 };
-
-LPD_INLINE int ceil_div(int64_t a, int b) { return static_cast<int>((a + b - 1) / b); }
 
 LPD_INLINE Division divide(const GroupLengths& lengths) {
   const int64_t queries = lengths.q_len - lengths.context_len;

@@ -31,19 +31,18 @@
 #include <cmath>
 #include <type_traits>
 
+#include "attention_mma.cuh"
+#include "attention_softmax.cuh"
 #include "dispatch.h"
 #include "elements.cuh"
 #include "group_attention_division.h"
 #include "group_attention_kernels.h"
 #include "group_attention_pair.cuh"
-#include "group_attention_softmax.cuh"
 #include "lpd/group_attention.h"
 #include "primitives.cuh"
 
 namespace lpd::cuda::mma {
 namespace {
-
-constexpr float kLog2E = 1.44269504f;
 
 // The parts of the pairs until they are merged.
 struct Parts {
@@ -51,129 +50,15 @@ struct Parts {
   float2* rows;  // [pairs, num_parts, q_len]: largest score, sum of weights
 };
 
-// The layout of shared memory: queries, then kStages of keys and values, in elements.
+// What a block that walks all parts has merged so far, behind the tiles: [row][kHeadDim] and, for
+// each thread that merges, the row's largest score and sum of weights.
 template <class T, int kHeadDim, int kGroups>
-struct Layout {
-  static constexpr int kRow = kHeadDim + 8;
-  static constexpr int kStages = kHeadDim <= 80 ? 3 : 2;
-  static constexpr int kQueries = kGroups * kGroupRows * kRow;
-  static constexpr int kTile = kTileKeys * kRow;
-  static constexpr size_t kBytes = (kQueries + 2 * kStages * kTile) * sizeof(T);
-  static_assert(2 * (kBytes + 1024) <= 164 * 1024);  // two blocks on a multiprocessor of sm_80
-  // Blocks that walk all parts keep what they merged so far behind the tiles: [row][kHeadDim] and,
-  // for each thread that merges, the row's scores and weights.
+struct Running {
   static constexpr int kMergers = kGroups * kGroupRows * (kHeadDim / Chunk<T>::kSize);
-  static constexpr size_t kRunningBytes =
-      kGroups * kGroupRows * kHeadDim * sizeof(float) + kMergers * sizeof(float2);
-  static_assert(kBytes + kRunningBytes <= 99 * 1024);  // what sm_86, sm_89 and sm_120 have
-  // Behind the last tile its memory takes what the warps merge: [warp][row][kMergeRow],
-  // [warp][row].
-  static constexpr int kMergeRow = kHeadDim + 8;  // floats: float2 of four rows in all banks
-  static_assert(kWarps * kGroupRows * (kMergeRow * sizeof(float) + sizeof(float2)) <=
-                2 * kStages * kTile * sizeof(T));
+  static constexpr size_t kBytes = kMergers * (Chunk<T>::kSize * sizeof(float) + sizeof(float2));
+  // What sm_86, sm_89 and sm_120 have.
+  static_assert(Layout<T, kHeadDim, kGroups>::kBytes + kBytes <= 99 * 1024);
 };
-
-__device__ __forceinline__ void multiply_add(BFloat16,
-                                             const uint32_t (&a)[4],
-                                             uint32_t b0,
-                                             uint32_t b1,
-                                             float (&d)[4]) {
-  simt::mma_bf16(d, a, b0, b1);
-}
-__device__ __forceinline__ void multiply_add(Float16,
-                                             const uint32_t (&a)[4],
-                                             uint32_t b0,
-                                             uint32_t b1,
-                                             float (&d)[4]) {
-  simt::mma_f16(d, a, b0, b1);
-}
-__device__ __forceinline__ uint32_t pack(BFloat16, float low, float high) {
-  return simt::pack_bf16(low, high);
-}
-__device__ __forceinline__ uint32_t pack(Float16, float low, float high) {
-  return simt::pack_f16(low, high);
-}
-
-// 16 bytes on their way to shared memory; zeros where not valid.
-template <class T>
-__device__ __forceinline__ void copy_chunk(T* to, const T* from, bool valid, bool aligned) {
-  if (aligned) return simt::cp_async16(to, from, valid);
-  Chunk<T> chunk{};
-  if (valid) chunk = load_chunk(from, /*aligned=*/false);
-  store_chunk(to, chunk, /*aligned=*/true);
-}
-
-// Shows the groups [begin, end) of rows the 16 keys of a warp, of which `count` exist.
-template <class T, int kHeadDim, int kGroups>
-__device__ __forceinline__ void attend(const T* queries,
-                                       const T* keys,
-                                       int count,
-                                       float scale,
-                                       int begin,
-                                       int end,
-                                       Softmax<kHeadDim> (&softmax)[kGroups]) {
-  using L = Layout<T, kHeadDim, kGroups>;
-  constexpr int kSteps = kHeadDim / 16;
-  const int lane = threadIdx.x % 32;
-  const T* const values = keys + L::kTile;
-  uint32_t key_parts[kSteps][4], value_parts[kSteps][4];
-#pragma unroll
-  for (int i = 0; i < kSteps; ++i) {
-    const int key = lane / 16 * 8 + lane % 8, key_column = i * 16 + lane / 8 % 2 * 8;
-    simt::ldmatrix_x4(key_parts[i], keys + key * L::kRow + key_column);
-    simt::ldmatrix_x4_trans(value_parts[i], values + lane % 16 * L::kRow + i * 16 + lane / 16 * 8);
-  }
-#pragma unroll
-  for (int g = 0; g < kGroups; ++g) {
-    if (g < begin || g >= end) continue;
-    float scores[2][4] = {};
-#pragma unroll
-    for (int i = 0; i < kSteps; ++i) {
-      uint32_t rows[4];
-      simt::ldmatrix_x4(rows,
-                        queries + (g * kGroupRows + lane % 16) * L::kRow + i * 16 + lane / 16 * 8);
-      multiply_add(T{}, rows, key_parts[i][0], key_parts[i][1], scores[0]);
-      multiply_add(T{}, rows, key_parts[i][2], key_parts[i][3], scores[1]);
-    }
-#pragma unroll
-    for (int n = 0; n < 2; ++n) {
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        const int key = n * 8 + lane % 4 * 2 + e % 2;
-        scores[n][e] = key < count ? scores[n][e] * scale : -INFINITY;
-      }
-    }
-    softmax[g].add(scores);
-    const uint32_t weights[4] = {
-        pack(T{}, scores[0][0], scores[0][1]), pack(T{}, scores[0][2], scores[0][3]),
-        pack(T{}, scores[1][0], scores[1][1]), pack(T{}, scores[1][2], scores[1][3])};
-#pragma unroll
-    for (int i = 0; i < kSteps; ++i) {
-      multiply_add(T{}, weights, value_parts[i][0], value_parts[i][1], softmax[g].sums[2 * i]);
-      multiply_add(T{}, weights, value_parts[i][2], value_parts[i][3], softmax[g].sums[2 * i + 1]);
-    }
-  }
-}
-
-// Lays a warp's softmax of a group where all warps can read it: [row][kMergeRow], [row].
-template <class T, int kHeadDim, int kGroups>
-__device__ __forceinline__ void lay_out(const Softmax<kHeadDim>& softmax,
-                                        float* sums,
-                                        float2* rows) {
-  using L = Layout<T, kHeadDim, kGroups>;
-  const int lane = threadIdx.x % 32;
-#pragma unroll
-  for (int h = 0; h < 2; ++h) {
-    const int row = h * 8 + lane / 4;
-    const float total = sum_of_row(softmax.total[h]);
-    if (lane % 4 == 0) rows[row] = make_float2(softmax.largest[h], total);
-#pragma unroll
-    for (int n = 0; n < kHeadDim / 8; ++n) {
-      *reinterpret_cast<float2*>(sums + row * L::kMergeRow + n * 8 + lane % 4 * 2) =
-          make_float2(softmax.sums[n][2 * h], softmax.sums[n][2 * h + 1]);
-    }
-  }
-}
 
 template <class T, int kHeadDim, int kGroups>
 __global__ void __launch_bounds__(kThreads, 2)
@@ -183,11 +68,10 @@ __global__ void __launch_bounds__(kThreads, 2)
                                const Parts parts,
                                bool aligned) {
   using L = Layout<T, kHeadDim, kGroups>;
-  constexpr int kChunks = kHeadDim / Chunk<T>::kSize;
   SIMT_DYN_SHARED(bytes);
   T* const queries = reinterpret_cast<T*>(bytes);
   T* const tiles = queries + L::kQueries;
-  const int thread = threadIdx.x, warp = thread / 32;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
 
   const int most_shares = ceil_div(bounds.num_groups, kGroups);
   const int key_blocks = split ? bounds.num_parts : 1, key_block = blockIdx.x % key_blocks;
@@ -217,13 +101,11 @@ __global__ void __launch_bounds__(kThreads, 2)
     return min(first_row(group) + kGroupRows,
                is_context(group) ? lengths.context_len : lengths.q_len);
   };
-  for (int i = thread; i < num_groups * kGroupRows * kChunks; i += kThreads) {
-    const int slot = i / kChunks, column = i % kChunks * Chunk<T>::kSize;
-    const int group = first_group + slot / kGroupRows;
-    const int64_t row = first_row(group) + slot % kGroupRows;
-    const bool valid = row < end_row(group);
-    copy_chunk(queries + slot * L::kRow + column,
-               pair.q + (valid ? row : 0) * pair.row_stride + column, valid, aligned);
+  for (int g = 0; g < num_groups; ++g) {
+    const int64_t first = first_row(first_group + g);
+    const auto query = [&](int row) { return pair.q + (first + row) * pair.row_stride; };
+    copy_rows<T, kHeadDim>(static_cast<int>(end_row(first_group + g) - first), kGroupRows, aligned,
+                           query, queries + g * kGroupRows * L::kRow);
   }
 
   const int64_t num_context_keys = lengths.cache_len + lengths.context_len;
@@ -238,7 +120,8 @@ __global__ void __launch_bounds__(kThreads, 2)
     return static_cast<int>(min(end - first_key(tile), int64_t{kTileKeys}));
   };
   float4* const running_sums = reinterpret_cast<float4*>(bytes + L::kBytes);
-  float2* const running_rows = reinterpret_cast<float2*>(running_sums + 2 * L::kMergers);
+  float2* const running_rows =
+      reinterpret_cast<float2*>(running_sums + 2 * Running<T, kHeadDim, kGroups>::kMergers);
 
   const int first_part = split ? key_block : 0;
   const int end_part = split ? key_block + 1 : division.num_parts;
@@ -255,75 +138,55 @@ __global__ void __launch_bounds__(kThreads, 2)
     };
     const auto load_tile = [&](int tile) {
       if (tile < end_tile) {
-        T* const keys = keys_of(tile);
         const int64_t first = first_key(tile);
-        const int count = num_keys(tile);
-        const int padded = ceil_div(count, kWarpKeys) * kWarpKeys;
-        for (int i = thread; i < padded * kChunks; i += kThreads) {
-          const int key = i / kChunks, column = i % kChunks * Chunk<T>::kSize;
-          const bool valid = key < count;
-          const int64_t slot = first + (valid ? key : 0);
-          T* const to = keys + key * L::kRow + column;
-          copy_chunk(to, pair.key(slot) + column, valid, aligned);
-          copy_chunk(to + L::kTile, pair.value(slot) + column, valid, aligned);
-        }
+        const int count = num_keys(tile), padded = ceil_div(count, kWarpKeys) * kWarpKeys;
+        const auto key = [&](int i) { return pair.key(first + i); };
+        const auto value = [&](int i) { return pair.value(first + i); };
+        copy_rows<T, kHeadDim>(count, padded, aligned, key, keys_of(tile));
+        copy_rows<T, kHeadDim>(count, padded, aligned, value, keys_of(tile) + L::kTile);
       }
       simt::cp_async_commit();
     };
 
 #pragma unroll
     for (int i = 0; i < L::kStages - 1; ++i) load_tile(first_tile + i);
+    if (share == 0 && part == 0) append<T, kHeadDim, kThreads>(pair, aligned);
     Softmax<kHeadDim> softmax[kGroups];
 
     for (int tile = first_tile; tile < end_tile; ++tile) {
       simt::cp_async_wait<L::kStages - 2>();
       __syncthreads();  // the tile is there, and nobody reads the one before it any more
       load_tile(tile + L::kStages - 1);
-      const T* const keys = keys_of(tile);
-      const int count = num_keys(tile);
-      if (share == 0 && tile < division.context_tiles) {
-        const int64_t first = first_key(tile);
-        const int first_new = static_cast<int>(max(lengths.cache_len - first, int64_t{0}));
-        for (int i = first_new * kChunks + thread; i < count * kChunks; i += kThreads) {
-          const int key = i / kChunks, column = i % kChunks * Chunk<T>::kSize;
-          const T* const from = keys + key * L::kRow + column;
-          store_chunk(pair.k_cache + (first + key) * pair.k_stride + column,
-                      load_chunk(from, /*aligned=*/true), aligned);
-          store_chunk(pair.v_cache + (first + key) * pair.v_stride + column,
-                      load_chunk(from + L::kTile, /*aligned=*/true), aligned);
+      const int count = num_keys(tile) - warp * kWarpKeys;  // of this warp
+      if (count <= 0) continue;
+      const T* const keys = keys_of(tile) + warp * kWarpKeys * L::kRow;
+      const Fragments<T, kHeadDim> fragments(keys, keys + L::kTile);
+#pragma unroll
+      for (int g = 0; g < kGroups; ++g) {
+        // Context rows do not see the tiles of the queries.
+        const bool hidden = tile >= division.context_tiles && is_context(first_group + g);
+        if (g >= num_groups || hidden) continue;
+        float scores[2][4] = {};
+        fragments.score(queries + g * kGroupRows * L::kRow, scores);
+#pragma unroll
+        for (int n = 0; n < 2; ++n) {
+#pragma unroll
+          for (int e = 0; e < 4; ++e) {
+            const int key = n * 8 + lane % 4 * 2 + e % 2;
+            scores[n][e] = key < count ? scores[n][e] * (params.scale * kLog2E) : -INFINITY;
+          }
         }
+        softmax[g].add(scores);
+        fragments.add_values(scores, softmax[g].sums);
       }
-      if (warp * kWarpKeys >= count) continue;
-
-      // Groups of context rows do not see the tiles of the queries.
-      const int begin =
-          tile < division.context_tiles ? 0 : max(division.context_groups - first_group, 0);
-      attend<T, kHeadDim, kGroups>(queries, keys + warp * kWarpKeys * L::kRow,
-                                   count - warp * kWarpKeys, params.scale * kLog2E, begin,
-                                   num_groups, softmax);
     }
 
-    // The warps' results, group after group.
     simt::cp_async_wait<0>();
-    float* const merged = reinterpret_cast<float*>(tiles);
-    float2* const rows = reinterpret_cast<float2*>(merged + kWarps * kGroupRows * L::kMergeRow);
 #pragma unroll
     for (int g = 0; g < kGroups; ++g) {
       if (g >= num_groups) break;
-      __syncthreads();  // tiles, or the group before, have been read
-      lay_out<T, kHeadDim, kGroups>(softmax[g], merged + warp * kGroupRows * L::kMergeRow,
-                                    rows + warp * kGroupRows);
-      __syncthreads();
       const int64_t first = first_row(first_group + g);
-      const int num_rows = static_cast<int>(end_row(first_group + g) - first);
-      for (int i = thread; i < num_rows * kChunks; i += kThreads) {
-        const int row = i / kChunks, column = i % kChunks * Chunk<T>::kSize;
-        Merge<Chunk<T>::kSize> merge;
-#pragma unroll
-        for (int w = 0; w < kWarps; ++w) {
-          const int at = w * kGroupRows + row;
-          merge.add(rows[at], reinterpret_cast<const float4*>(merged + at * L::kMergeRow + column));
-        }
+      const auto take = [&](int row, int column, const Merge<Chunk<T>::kSize>& merge) {
         T* const out = pair.out + (first + row) * pair.out_stride + column;
         if (division.num_parts == 1) {
           store_chunk(out, merge.template result<T>(), aligned);
@@ -333,7 +196,7 @@ __global__ void __launch_bounds__(kThreads, 2)
           merge.keep(parts.sums + (at * kHeadDim + column) / 4);
           if (column == 0) parts.rows[at] = merge.row;
         } else {  // as the second launch does it
-          const int merger = g * kGroupRows * kChunks + i;
+          const int merger = ((g * kGroupRows + row) * kHeadDim + column) / Chunk<T>::kSize;
           Merge<Chunk<T>::kSize> running;
           if (part > 0) running.resume(running_rows[merger], running_sums + merger * 2);
           running.add(merge);
@@ -344,7 +207,8 @@ __global__ void __launch_bounds__(kThreads, 2)
             running.keep(running_sums + merger * 2);
           }
         }
-      }
+      };
+      merge_warps(softmax[g], tiles, static_cast<int>(end_row(first_group + g) - first), take);
     }
   }
 }
@@ -386,7 +250,6 @@ cudaError_t launch(const GroupAttentionParams& params,
                    const Bounds& bounds,
                    std::byte* workspace,
                    cudaStream_t stream) {
-  using L = Layout<T, kHeadDim, kGroups>;
   const int64_t pairs = params.batch * params.num_heads;
   const bool split = is_split(params, bounds), whole = bounds.num_parts > 1 && !split;
   const int64_t blocks =
@@ -394,6 +257,8 @@ cudaError_t launch(const GroupAttentionParams& params,
   const int64_t merge_blocks = pairs * blocks_of_pair(params.q_len, kHeadDim / Chunk<T>::kSize);
   if (std::max(blocks, merge_blocks) > INT32_MAX) return cudaErrorInvalidValue;
   const bool aligned = is_aligned<T>(params);
+  const size_t bytes =
+      Layout<T, kHeadDim, kGroups>::kBytes + (whole ? Running<T, kHeadDim, kGroups>::kBytes : 0);
   Parts parts{};
   if (split) {
     parts.sums = reinterpret_cast<float4*>(workspace);
@@ -401,9 +266,8 @@ cudaError_t launch(const GroupAttentionParams& params,
                                                            sizeof(float));
   }
   SIMT_LAUNCH((group_attention_mma_kernel<T, kHeadDim, kGroups>),
-              dim3(static_cast<unsigned>(blocks)), dim3(kThreads),
-              (L::kBytes + (whole ? L::kRunningBytes : 0)), stream, params, bounds, split, parts,
-              aligned);
+              dim3(static_cast<unsigned>(blocks)), dim3(kThreads), bytes, stream, params, bounds,
+              split, parts, aligned);
   if (split) {
     SIMT_LAUNCH((group_attention_merge_kernel<T, kHeadDim>),
                 dim3(static_cast<unsigned>(merge_blocks)), dim3(kThreads), 0, stream, params,

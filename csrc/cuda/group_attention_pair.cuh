@@ -50,12 +50,21 @@ struct GroupAttentionPair {
     const int64_t row = slot - lengths.cache_len;
     return row < 0 ? v_cache + slot * v_stride : v + row * row_stride;
   }
-
-  // Whether a key is one that this step appends.
-  __device__ __forceinline__ bool is_new(int64_t slot) const {
-    return slot >= lengths.cache_len && slot < lengths.cache_len + lengths.context_len;
-  }
 };
+
+// Appends the context rows to the caches, with all threads of a block. Nobody reads them there.
+template <class T, int kHeadDim, int kThreads>
+__device__ __forceinline__ void append(const GroupAttentionPair<T>& pair, bool aligned) {
+  constexpr int kChunks = kHeadDim / Chunk<T>::kSize;
+  for (int64_t i = threadIdx.x; i < pair.lengths.context_len * kChunks; i += kThreads) {
+    const int64_t row = i / kChunks, slot = pair.lengths.cache_len + row;
+    const int64_t column = i % kChunks * Chunk<T>::kSize, from = row * pair.row_stride + column;
+    store_chunk(pair.k_cache + slot * pair.k_stride + column, load_chunk(pair.k + from, aligned),
+                aligned);
+    store_chunk(pair.v_cache + slot * pair.v_stride + column, load_chunk(pair.v + from, aligned),
+                aligned);
+  }
+}
 
 // Writes one value to the rows [first, end) of a pair's output, with all threads of a block.
 template <class T, int kHeadDim, int kThreads>
@@ -68,17 +77,12 @@ __device__ __forceinline__ void fill_rows(const GroupAttentionPair<T>& pair,
   }
 }
 
-// Whether chunks of 16 bytes can be moved at once, whichever tensor they are of.
 template <class T>
 bool is_aligned(const GroupAttentionParams& params) {
-  uint64_t bits = 0;
-  const void* const pointers[] = {params.qkv, params.k_cache, params.v_cache, params.out};
-  for (const void* pointer : pointers) bits |= reinterpret_cast<uintptr_t>(pointer);
-  const int64_t strides[] = {params.qkv_batch_stride, params.qkv_row_stride, params.k_strides.batch,
-                             params.k_strides.head,   params.k_strides.row,  params.v_strides.batch,
-                             params.v_strides.head,   params.v_strides.row};
-  for (const int64_t stride : strides) bits |= static_cast<uint64_t>(stride) * sizeof(T);
-  return bits % 16 == 0;
+  const auto &k = params.k_strides, &v = params.v_strides;
+  return is_aligned<T>({params.qkv, params.k_cache, params.v_cache, params.out},
+                       {params.qkv_batch_stride, params.qkv_row_stride, k.batch, k.head, k.row,
+                        v.batch, v.head, v.row});
 }
 
 }  // namespace lpd::cuda

@@ -22,29 +22,22 @@
 #include <cmath>
 
 #include "attention_mma.cuh"
+#include "attention_softmax.cuh"
 #include "dispatch.h"
 #include "elements.cuh"
-#include "group_attention_softmax.cuh"
 #include "masked_attention_kernels.h"
 #include "masked_attention_pair.cuh"
 #include "primitives.cuh"
+#include "warp.cuh"
 
-namespace lpd::cuda {
+namespace lpd::cuda::mma {
 namespace {
-
-constexpr int kWarps = 4;
-constexpr int kThreads = 32 * kWarps;
-constexpr int kWarpKeys = 16;
-constexpr int kTileKeys = kWarps * kWarpKeys;
-constexpr float kLog2E = 1.44269504f;
 
 using Word = uint64_t;  // the keys of a tile that a row sees, a bit each
 static_assert(kTileKeys == 64);
 constexpr uint32_t kAllOfWarp = (1u << kWarpKeys) - 1;  // its part of a word
 
 constexpr int groups_of(int head_dim) { return head_dim <= 96 ? 2 : 1; }
-
-LPD_INLINE int ceil_div(int64_t a, int b) { return static_cast<int>((a + b - 1) / b); }
 
 // Of a boolean mask, one word a warp: [images, q_len, num_tiles], images being 1 for one mask.
 __global__ void __launch_bounds__(kThreads)
@@ -65,6 +58,15 @@ __global__ void __launch_bounds__(kThreads)
     word |= Word{__ballot_sync(kAllLanes, seen)} << 32 * half;
   }
   if (lane == 0) words[number] = word;
+}
+
+// Two elements, those that are infinite or NaN replaced by 0.
+template <class T>
+__device__ __forceinline__ uint32_t finite_or_zero(uint32_t pair) {
+  constexpr uint32_t kLow = std::is_same_v<T, BFloat16> ? 0x7f80 : 0x7c00, kHigh = kLow << 16;
+  if ((pair & kLow) == kLow) pair &= 0xffff0000u;
+  if ((pair & kHigh) == kHigh) pair &= 0x0000ffffu;
+  return pair;
 }
 
 // Adds the values of a warp's keys that are not finite to the rows that see them.
@@ -103,14 +105,12 @@ __global__ void __launch_bounds__(kThreads, 2)
                                 const Word* packed,
                                 bool aligned) {
   constexpr int kGroups = groups_of(kHeadDim), kRows = kGroups * kGroupRows;
-  using L = AttentionLayout<T, kHeadDim, kGroups, kWarps>;
-  constexpr int kChunks = kHeadDim / Chunk<T>::kSize;
-  constexpr int kSteps = kHeadDim / 16;
+  using L = Layout<T, kHeadDim, kGroups>;
   SIMT_DYN_SHARED(bytes);
   SIMT_SHARED(int2, ranges, [kRows]);  // of tiles that a row sees: first, end
   T* const queries = reinterpret_cast<T*>(bytes);
   T* const tiles = queries + L::kQueries;
-  const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
 
   const int shares = ceil_div(params.q_len, kRows);
   const int64_t first_row = int64_t{kRows} * (blockIdx.x % shares);
@@ -119,13 +119,8 @@ __global__ void __launch_bounds__(kThreads, 2)
   const int num_groups = ceil_div(num_rows, kGroupRows);
   const int num_tiles = ceil_div(params.kv_len, kTileKeys);
 
-  for (int i = thread; i < num_groups * kGroupRows * kChunks; i += kThreads) {
-    const int row = i / kChunks, column = i % kChunks * Chunk<T>::kSize;
-    const bool valid = row < num_rows;
-    copy_chunk(queries + row * L::kRow + column,
-               pair.q + (first_row + (valid ? row : 0)) * params.q_strides.row + column, valid,
-               aligned);
-  }
+  const auto query = [&](int row) { return pair.q + (first_row + row) * params.q_strides.row; };
+  copy_rows<T, kHeadDim>(num_rows, num_groups * kGroupRows, aligned, query, queries);
 
   const auto words_of = [&](int row) {
     const int64_t image = params.mask_batch_stride == 0 ? 0 : pair.image;
@@ -162,17 +157,12 @@ __global__ void __launch_bounds__(kThreads, 2)
   };
   const auto load_tile = [&](int tile) {
     if (tile < end_tile) {
-      T* const keys = keys_of(tile);
-      const int count = num_keys(tile);
-      const int padded = ceil_div(count, kWarpKeys) * kWarpKeys;
-      for (int i = thread; i < padded * kChunks; i += kThreads) {
-        const int key = i / kChunks, column = i % kChunks * Chunk<T>::kSize;
-        const bool valid = key < count;
-        const int64_t slot = int64_t{kTileKeys} * tile + (valid ? key : 0);
-        T* const to = keys + key * L::kRow + column;
-        copy_chunk(to, pair.k + slot * params.k_strides.row + column, valid, aligned);
-        copy_chunk(to + L::kTile, pair.v + slot * params.v_strides.row + column, valid, aligned);
-      }
+      const int64_t first = int64_t{kTileKeys} * tile;
+      const int count = num_keys(tile), padded = ceil_div(count, kWarpKeys) * kWarpKeys;
+      const auto key = [&](int i) { return pair.k + (first + i) * params.k_strides.row; };
+      const auto value = [&](int i) { return pair.v + (first + i) * params.v_strides.row; };
+      copy_rows<T, kHeadDim>(count, padded, aligned, key, keys_of(tile));
+      copy_rows<T, kHeadDim>(count, padded, aligned, value, keys_of(tile) + L::kTile);
     }
     simt::cp_async_commit();
   };
@@ -234,20 +224,13 @@ __global__ void __launch_bounds__(kThreads, 2)
 
     const T* const keys = keys_of(tile) + warp * kWarpKeys * L::kRow;
     const T* const values = keys + L::kTile;
-    uint32_t key_parts[kSteps][4], value_parts[kSteps][4];
-#pragma unroll
-    for (int i = 0; i < kSteps; ++i) {
-      simt::ldmatrix_x4(key_parts[i],
-                        keys + (lane / 16 * 8 + lane % 8) * L::kRow + i * 16 + lane / 8 % 2 * 8);
-      simt::ldmatrix_x4_trans(value_parts[i],
-                              values + lane % 16 * L::kRow + i * 16 + lane / 16 * 8);
-    }
+    Fragments<T, kHeadDim> fragments(keys, values);
     bool infinite = false;
     if (hides) {
 #pragma unroll
-      for (int i = 0; i < kSteps; ++i) {
+      for (auto& step : fragments.values) {
 #pragma unroll
-        for (uint32_t& pair_of_values : value_parts[i]) {
+        for (uint32_t& pair_of_values : step) {
           const uint32_t finite = finite_or_zero<T>(pair_of_values);
           infinite = infinite || finite != pair_of_values;
           pair_of_values = finite;
@@ -259,14 +242,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     for (int g = 0; g < kGroups; ++g) {
       if (!any_seen[g]) continue;
       float scores[2][4] = {};
-#pragma unroll
-      for (int i = 0; i < kSteps; ++i) {
-        uint32_t rows[4];
-        simt::ldmatrix_x4(
-            rows, queries + (g * kGroupRows + lane % 16) * L::kRow + i * 16 + lane / 16 * 8);
-        multiply_add<T>(rows, key_parts[i][0], key_parts[i][1], scores[0]);
-        multiply_add<T>(rows, key_parts[i][2], key_parts[i][3], scores[1]);
-      }
+      fragments.score(queries + g * kGroupRows * L::kRow, scores);
 #pragma unroll
       for (int n = 0; n < 2; ++n) {
 #pragma unroll
@@ -277,57 +253,25 @@ __global__ void __launch_bounds__(kThreads, 2)
         }
       }
       softmax[g].add(scores);
-      const uint32_t weights[4] = {
-          pack<T>(scores[0][0], scores[0][1]), pack<T>(scores[0][2], scores[0][3]),
-          pack<T>(scores[1][0], scores[1][1]), pack<T>(scores[1][2], scores[1][3])};
-#pragma unroll
-      for (int i = 0; i < kSteps; ++i) {
-        multiply_add<T>(weights, value_parts[i][0], value_parts[i][1], softmax[g].sums[2 * i]);
-        multiply_add<T>(weights, value_parts[i][2], value_parts[i][3], softmax[g].sums[2 * i + 1]);
-      }
+      fragments.add_values(scores, softmax[g].sums);
       if (infinite) add_infinite<T, kHeadDim, L::kRow>(values, scores, seen[g], softmax[g].sums);
     }
   }
 
-  // The warps' results, group after group.
   simt::cp_async_wait<0>();
-  float* const merged = reinterpret_cast<float*>(tiles);
-  float2* const rows = reinterpret_cast<float2*>(merged + kWarps * kGroupRows * L::kMergeRow);
 #pragma unroll
   for (int g = 0; g < kGroups; ++g) {
     if (g >= num_groups) break;
-    __syncthreads();  // tiles, or the group before, have been read
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      const int row = warp * kGroupRows + h * 8 + lane / 4;
-      const float total = sum_of_row(softmax[g].total[h]);
-      if (lane % 4 == 0) rows[row] = make_float2(softmax[g].largest[h], total);
-#pragma unroll
-      for (int n = 0; n < kHeadDim / 8; ++n) {
-        *reinterpret_cast<float2*>(merged + row * L::kMergeRow + n * 8 + lane % 4 * 2) =
-            make_float2(softmax[g].sums[n][2 * h], softmax[g].sums[n][2 * h + 1]);
+    const auto take = [&](int group_row, int column, const Merge<Chunk<T>::kSize>& merge) {
+      const int row = g * kGroupRows + group_row;
+      T* const out = pair.out + (first_row + row) * kHeadDim + column;
+      if (ranges[row].x < ranges[row].y) {
+        return store_chunk(out, merge.template result<T>(), aligned);
       }
-    }
-    __syncthreads();
-    const int count = min(num_rows - g * kGroupRows, kGroupRows);
-    for (int i = thread; i < count * kChunks; i += kThreads) {
-      const int row = i / kChunks, column = i % kChunks * Chunk<T>::kSize;
-      const int2 range = ranges[g * kGroupRows + row];
-      const int64_t out_row = first_row + g * kGroupRows + row;
-      T* const out = pair.out + out_row * kHeadDim + column;
-      if (range.x >= range.y) {  // it sees nothing
-        const float x = fits(params, pair.image, out_row) ? 0.0f : NAN;
-        for (int j = 0; j < Chunk<T>::kSize; ++j) out[j] = from_float<T>(x);
-        continue;
-      }
-      Merge<Chunk<T>::kSize> merge;
-#pragma unroll
-      for (int w = 0; w < kWarps; ++w) {
-        const int at = w * kGroupRows + row;
-        merge.add(rows[at], reinterpret_cast<const float4*>(merged + at * L::kMergeRow + column));
-      }
-      store_chunk(out, merge.template result<T>(), aligned);
-    }
+      const float of_nothing = fits(params, pair.image, first_row + row) ? 0.0f : NAN;
+      for (int i = 0; i < Chunk<T>::kSize; ++i) out[i] = from_float<T>(of_nothing);
+    };
+    merge_warps(softmax[g], tiles, min(num_rows - g * kGroupRows, kGroupRows), take);
   }
 }
 
@@ -339,13 +283,13 @@ int64_t num_words(const MaskedAttentionParams& params) {
 
 }  // namespace
 
-size_t mma::masked_attention_workspace_size(const MaskedAttentionParams& params) {
+size_t masked_attention_workspace_size(const MaskedAttentionParams& params) {
   return static_cast<size_t>(num_words(params) + 1) / 2 * 2 * sizeof(Word);
 }
 
-cudaError_t mma::masked_attention(const MaskedAttentionParams& params,
-                                  std::byte* workspace,
-                                  cudaStream_t stream) {
+cudaError_t masked_attention(const MaskedAttentionParams& params,
+                             std::byte* workspace,
+                             cudaStream_t stream) {
   if (params.batch * params.num_heads * params.q_len == 0) return cudaSuccess;
   const int rows = groups_of(static_cast<int>(params.head_dim)) * kGroupRows;
   const int64_t blocks = params.batch * params.num_heads * ceil_div(params.q_len, rows);
@@ -362,7 +306,7 @@ cudaError_t mma::masked_attention(const MaskedAttentionParams& params,
     using T = decltype(element);
     const bool aligned = is_aligned<T>(params);
     return with_constant<32, 64, 80, 96, 128>("head_dim", params.head_dim, [&](auto head_dim) {
-      using L = AttentionLayout<T, head_dim, groups_of(head_dim), kWarps>;
+      using L = Layout<T, head_dim, groups_of(head_dim)>;
       SIMT_LAUNCH((masked_attention_mma_kernel<T, head_dim>), dim3(static_cast<unsigned>(blocks)),
                   dim3(kThreads), L::kBytes, stream, params, packed, aligned);
       return cudaGetLastError();
@@ -370,4 +314,4 @@ cudaError_t mma::masked_attention(const MaskedAttentionParams& params,
   });
 }
 
-}  // namespace lpd::cuda
+}  // namespace lpd::cuda::mma

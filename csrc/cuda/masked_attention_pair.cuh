@@ -28,14 +28,6 @@ struct MaskedAttentionPair {
   }
 };
 
-// The first `count` of kBits keys, a bit each.
-template <class Word>
-__device__ __forceinline__ Word first_keys(int64_t count) {
-  constexpr int kBits = 8 * sizeof(Word);
-  if (count <= 0) return 0;
-  return count < kBits ? (Word{1} << count) - 1 : ~Word{0};
-}
-
 // A row's prefix length, 0 where it is none.
 __device__ __forceinline__ int prefix_len(const MaskedAttentionParams& params,
                                           int64_t image,
@@ -44,17 +36,12 @@ __device__ __forceinline__ int prefix_len(const MaskedAttentionParams& params,
   return params.prefix_lens[image * params.mask_batch_stride + row * params.mask_row_stride];
 }
 
-// Whether chunks of 16 bytes can be read at once, whichever tensor they are of. `out` is
-// contiguous.
+// `out` is contiguous.
 template <class T>
 bool is_aligned(const MaskedAttentionParams& params) {
-  uint64_t bits = 0;
-  const void* const pointers[] = {params.q, params.k, params.v, params.out};
-  for (const void* pointer : pointers) bits |= reinterpret_cast<uintptr_t>(pointer);
-  for (const auto& strides : {params.q_strides, params.k_strides, params.v_strides}) {
-    bits |= static_cast<uint64_t>(strides.batch | strides.head | strides.row) * sizeof(T);
-  }
-  return bits % 16 == 0;
+  const auto &q = params.q_strides, &k = params.k_strides, &v = params.v_strides;
+  return is_aligned<T>({params.q, params.k, params.v, params.out},
+                       {q.batch, q.head, q.row, k.batch, k.head, k.row, v.batch, v.head, v.row});
 }
 
 }  // namespace lpd::cuda

@@ -1,23 +1,33 @@
-// Reductions over the lanes of a warp; every lane receives the result.
+// Reductions over lanes of a warp; every lane receives the result.
 #pragma once
 
 #include "primitives.cuh"
 
 namespace lpd::cuda {
 
-constexpr unsigned kWholeWarp = 0xffffffffu;
+constexpr unsigned kAllLanes = 0xffffffffu;
 
 __device__ __forceinline__ float largest_of_warp(float x) {
 #pragma unroll
-  for (int step = 16; step > 0; step /= 2) x = fmaxf(x, __shfl_xor_sync(kWholeWarp, x, step));
+  for (int step = 16; step > 0; step /= 2) x = fmaxf(x, __shfl_xor_sync(kAllLanes, x, step));
   return x;
 }
 
 // Rounded once: its error is that of a whole row.
 __device__ __forceinline__ float sum_of_warp(double x) {
 #pragma unroll
-  for (int step = 16; step > 0; step /= 2) x += __shfl_xor_sync(kWholeWarp, x, step);
+  for (int step = 16; step > 0; step /= 2) x += __shfl_xor_sync(kAllLanes, x, step);
   return static_cast<float>(x);
+}
+
+// Of four neighbouring lanes, which hold a row of m16n8k16.
+__device__ __forceinline__ float largest_of_row(float x) {
+  x = fmaxf(x, __shfl_xor_sync(kAllLanes, x, 1));
+  return fmaxf(x, __shfl_xor_sync(kAllLanes, x, 2));
+}
+__device__ __forceinline__ float sum_of_row(float x) {
+  x += __shfl_xor_sync(kAllLanes, x, 1);
+  return x + __shfl_xor_sync(kAllLanes, x, 2);
 }
 
 }  // namespace lpd::cuda

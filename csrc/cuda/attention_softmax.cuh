@@ -4,19 +4,18 @@
 #include <cmath>
 
 #include "elements.cuh"
+#include "warp.cuh"
 
 namespace lpd::cuda {
 
-constexpr unsigned kAllLanes = 0xffffffffu;
+constexpr float kLog2E = 1.44269504f;
 
-// Of the four lanes that hold a row.
-__device__ __forceinline__ float largest_of_row(float x) {
-  x = fmaxf(x, __shfl_xor_sync(kAllLanes, x, 1));
-  return fmaxf(x, __shfl_xor_sync(kAllLanes, x, 2));
-}
-__device__ __forceinline__ float sum_of_row(float x) {
-  x += __shfl_xor_sync(kAllLanes, x, 1);
-  return x + __shfl_xor_sync(kAllLanes, x, 2);
+// The first `count` keys of a word, a bit each.
+template <class Word>
+__device__ __forceinline__ Word first_keys(int64_t count) {
+  constexpr int kBits = 8 * sizeof(Word);
+  if (count <= 0) return 0;
+  return count < kBits ? (Word{1} << count) - 1 : ~Word{0};
 }
 
 // 2^(score - largest). Where all scores so far are -inf, that difference would be NaN.
@@ -108,11 +107,10 @@ struct Merge {
 
   template <class T>
   __device__ __forceinline__ Chunk<T> result() const {
-    static_assert(Chunk<T>::kSize == kSize);
-    Chunk<T> chunk;
+    float values[kSize];
 #pragma unroll
-    for (int i = 0; i < kSize; ++i) chunk.elements[i] = from_float<T>(sums[i] / row.y);
-    return chunk;
+    for (int i = 0; i < kSize; ++i) values[i] = sums[i] / row.y;
+    return to_chunk<T>(values);
   }
 };
 
