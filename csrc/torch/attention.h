@@ -34,8 +34,11 @@ inline AttentionStrides strides_of(const Tensor& tensor) {
 // Calls function(begin, end) for ranges of (image, head) pairs on the threads of torch. A thread is
 // worth waking for about 20 us of work; padding makes small pairs dearer than their products.
 template <class Function>
-void for_pairs(
-    int64_t pairs, int64_t q_len, int64_t kv_len, int64_t head_dim, const Function& function) {
+void for_pairs(int64_t pairs,
+               int64_t q_len,
+               int64_t kv_len,
+               int64_t head_dim,
+               const Function& function) {
   constexpr int64_t kProductsPerTask = int64_t{1} << 20;
   const int64_t products = (q_len + 16) * (kv_len + 8) * head_dim * 2;
   torch::stable::parallel_for(0, pairs, kProductsPerTask / (products + 1) + 1, function);
