@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 from threading import RLock
-from typing import TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -13,11 +13,17 @@ from torch import Tensor, nn
 from lpd_ext.checks import check_device_type, fail, naming_memory
 from lpd_ext.models.config import LPDConfig
 from lpd_ext.models.lpd import LPD, NORM_EPS, Block
-from lpd_ext.ops import PackedLinear, pack_linear
+from lpd_ext.ops import pack_linear
 from lpd_ext.ops.group_attention import HEAD_DIMS
+from lpd_ext.plain_linear import copy_linear
 
 Norm: TypeAlias = tuple[Tensor, Tensor]
 """Weight and bias of a LayerNorm, float32."""
+
+Products: TypeAlias = Literal["own", "torch"]
+"""Whose matrix products: the package's, for the CPU, or those that torch takes from a library."""
+
+_Linear: TypeAlias = Any  # PackedLinear or PlainLinear, by the products
 
 _OWNER = "PackedModel"
 _PACKED_DTYPES = (torch.float32, torch.bfloat16)
@@ -30,15 +36,15 @@ class PackedBlock:
     """One transformer block."""
 
     norm1: Norm
-    qkv: PackedLinear
-    proj: PackedLinear
+    qkv: _Linear
+    proj: _Linear
     norm2: Norm
-    fc1: PackedLinear
-    fc2: PackedLinear
+    fc1: _Linear
+    fc2: _Linear
 
 
 class PackedModel:
-    """A copy of an LPD's weights, its linear layers packed for `lpd_ext.ops.fused_linear`.
+    """A copy of an LPD's weights, its linear layers as a plan's matrix products take them.
 
     Parameters
     ----------
@@ -47,6 +53,9 @@ class PackedModel:
     dtype : torch.dtype
         float32 or bfloat16, of the packed weights. Embeddings keep the model's dtype, norms and
         biases are float32.
+    products : str, optional
+        "own", packed for `lpd_ext.ops.fused_linear`, or "torch", as they are, biases in `dtype`; by
+        default as `lpd_ext.DecodePlan` chooses.
 
     Raises
     ------
@@ -69,8 +78,9 @@ class PackedModel:
     `lock` is held by whoever reads or renews the copy: by a plan, for a whole call.
     """
 
-    def __init__(self, model: LPD, dtype: torch.dtype) -> None:
+    def __init__(self, model: LPD, dtype: torch.dtype, products: Products | None = None) -> None:
         check_model(_OWNER, model, dtype)
+        self.products = checked_products(_OWNER, model, products)
         self.model = model
         self.dtype = dtype
         self.lock = RLock()
@@ -149,8 +159,9 @@ class PackedModel:
         self._seen = seen
         return True
 
-    def _pack(self, linear: nn.Linear, into: PackedLinear | None = None) -> PackedLinear:
-        return pack_linear(linear.weight, linear.bias, dtype=self.dtype, into=into)
+    def _pack(self, linear: nn.Linear, into: _Linear = None) -> _Linear:
+        pack = pack_linear if self.products == "own" else copy_linear
+        return pack(linear.weight, linear.bias, dtype=self.dtype, into=into)
 
 
 def check_model(op: str, model: LPD, dtype: torch.dtype | None = None) -> torch.dtype:
@@ -164,7 +175,7 @@ def check_model(op: str, model: LPD, dtype: torch.dtype | None = None) -> torch.
         fail(TypeError, op, "model", "float32, bfloat16 or float16", model.dtype)
     if model.training:
         fail(ValueError, op, "model", "a model in evaluation (model.eval())", "one in training")
-    check_device_type(op, "model", model.head.weight, ("cpu",))
+    check_device_type(op, "model", model.head.weight, ("cpu", "cuda"))
     if model.config.head_dim not in HEAD_DIMS:
         fail(NotImplementedError, op, "model", f"head_dim in {HEAD_DIMS}", model.config.head_dim)
     if len(model.head.weight) != model.config.vocab_size:
@@ -184,13 +195,25 @@ def check_model(op: str, model: LPD, dtype: torch.dtype | None = None) -> torch.
     return dtype
 
 
+def checked_products(op: str, model: LPD, products: Products | None) -> Products:
+    """Demand products that there are on the model's device, by default own ones on the CPU."""
+    on_cpu = model.device.type == "cpu"
+    if products is None:
+        return "own" if on_cpu else "torch"
+    if products not in ("own", "torch"):
+        fail(ValueError, op, "products", "'own' or 'torch'", repr(products))
+    if products == "own" and not on_cpu:
+        fail(NotImplementedError, op, "products", f"'torch' on {model.device.type}", "'own'")
+    return products
+
+
 def can_pack(model: LPD) -> bool:
-    """Return whether a plan in the model's dtype can serve it."""
+    """Return whether a plan in the model's dtype can serve it, on a device where one is proven."""
     try:
         check_model("can_pack", model)
     except (TypeError, ValueError, NotImplementedError):
         return False
-    return True
+    return model.device.type == "cpu"
 
 
 @cache

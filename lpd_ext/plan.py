@@ -17,15 +17,15 @@ import torch
 from torch import Tensor
 
 from lpd_ext.checks import fail
+from lpd_ext.cuda_graph import captured
 from lpd_ext.decode import Progress, guide, raise_for_invalid
 from lpd_ext.decode_request import check_request
+from lpd_ext.forward_pass import forward_pass
 from lpd_ext.models.lpd import LPD, UNCONDITIONAL
-from lpd_ext.ops.fused_linear import prepare_fused_linear
-from lpd_ext.ops.group_attention import prepare_group_attention
 from lpd_ext.ops.group_embedding import prepare_group_embedding
 from lpd_ext.ops.launch import Launch
 from lpd_ext.ops.token_selection import prepare_token_selection_
-from lpd_ext.packed_model import PackedModel
+from lpd_ext.packed_model import PackedModel, Products
 from lpd_ext.plan_buffers import PlanBuffers, plan_shape
 
 _OWNER = "DecodePlan"
@@ -63,6 +63,9 @@ class DecodePlan:
     packed : PackedModel, optional
         Weights to share with other plans of this model and dtype. By default packed here: the
         model's linear layers and embeddings take their memory once more.
+    products : str, optional
+        Whose matrix products: "own" (CPU only) or "torch". By default those of `packed`, else own
+        ones on the CPU and torch's on a GPU.
 
     Raises
     ------
@@ -105,15 +108,21 @@ class DecodePlan:
         guided: bool = True,
         dtype: torch.dtype | None = None,
         packed: PackedModel | None = None,
+        products: Products | None = None,
     ) -> None:
-        self.shape = shape = plan_shape(model, batch_size, group_sizes, guided, dtype)
+        if products is None and isinstance(packed, PackedModel):
+            products = packed.products
+        self.shape = shape = plan_shape(model, batch_size, group_sizes, guided, dtype, products)
         if packed is None:
-            packed = PackedModel(model, shape.dtype)
+            packed = PackedModel(model, shape.dtype, shape.products)
         elif not isinstance(packed, PackedModel):
             fail(TypeError, _OWNER, "packed", "a PackedModel", type(packed).__name__)
         elif packed.model is not model or packed.dtype != shape.dtype:
             wanted = f"weights of this model in {shape.dtype}"
             fail(ValueError, _OWNER, "packed", wanted, f"others, in {packed.dtype}")
+        elif packed.products != shape.products:
+            wanted = f"weights for products {shape.products!r}"
+            fail(ValueError, _OWNER, "packed", wanted, f"those for {packed.products!r}")
         self.model = model
         self.packed: PackedModel | None = packed
         buffers = PlanBuffers(shape, model.device)
@@ -121,6 +130,10 @@ class DecodePlan:
         self._steps = [self._plan_step(packed, buffers, k) for k in range(len(shape.group_sizes))]
         self._lock = packed.lock  # plans that share weights take turns
         self._running = False
+        self._graph: torch.cuda.CUDAGraph | None = None
+        if model.device.type == "cuda":
+            with self._lock:
+                self._graph = captured(self._launch_all, model.device, f"{_OWNER}: {shape}")
 
     @property
     def nbytes(self) -> dict[str, int]:
@@ -138,15 +151,11 @@ class DecodePlan:
         """Give the memory back, once no call runs; after that the plan decodes no more."""
         with self._lock:
             self._steps = []
-            self._buffers = self.packed = None
+            self._buffers = self.packed = self._graph = None
 
     def _plan_step(self, weights: PackedModel, buffers: PlanBuffers, step: int) -> _Step:
         shape = self.shape
         x, logits = buffers.x(step), buffers.logits(step)
-        qkv, attended, hidden = buffers.qkv(step), buffers.attended(step), buffers.hidden(step)
-        heads = qkv.unflatten(2, (3, shape.config.num_heads, shape.config.head_dim))
-        context_len = shape.context_len(step)
-        cache_len = sum(shape.context_len(earlier) for earlier in range(step))
 
         def embed(tokens: Tensor) -> Launch:
             return prepare_group_embedding(
@@ -161,19 +170,6 @@ class DecodePlan:
                 out=x[:, 1:] if step == 0 else x,  # behind the class row
             )
 
-        transform: list[Launch] = []
-        for layer, block in enumerate(weights.blocks):
-            keys, values = buffers.keys[layer], buffers.values[layer]
-            transform += [
-                prepare_fused_linear(x, block.qkv, norm=block.norm1, out=qkv),
-                prepare_group_attention(heads, keys, values, cache_len, context_len, out=attended),
-                prepare_fused_linear(attended, block.proj, epilogue="add", out=x),
-                prepare_fused_linear(x, block.fc1, norm=block.norm2, epilogue="gelu", out=hidden),
-                prepare_fused_linear(hidden, block.fc2, epilogue="add", out=x),
-            ]
-        queries = x[:, context_len:]
-        transform.append(prepare_fused_linear(queries, weights.head, norm=weights.norm, out=logits))
-
         group = slice(shape.cu[step], shape.cu[step + 1])
         drawn = slice(group.start - shape.num_known, group.stop - shape.num_known)
         select = prepare_token_selection_(
@@ -187,8 +183,18 @@ class DecodePlan:
             top_p=buffers.top_p,
         )
         return _Step(
-            group, embed(buffers.tokens), embed(buffers.forced_tokens), transform, logits, select
+            group,
+            embed(buffers.tokens),
+            embed(buffers.forced_tokens),
+            forward_pass(weights, buffers, step),
+            logits,
+            select,
         )
+
+    def _launch_all(self) -> None:
+        for step in self._steps:
+            for launch in (step.embed, *step.transform, step.select):
+                launch()
 
     @overload
     def __call__(
@@ -298,6 +304,10 @@ class DecodePlan:
 
             tokens = buffers.tokens[:count]
             steps, all_logits = self._steps, []
+            observed = return_logits or progress is not None or forced_tokens is not None
+            if self._graph is not None and not observed:
+                self._graph.replay()
+                steps = []
             for done, step in enumerate(steps, start=1):
                 (step.embed if forced_tokens is None or done == 1 else step.embed_forced)()
                 for launch in step.transform:
@@ -305,8 +315,9 @@ class DecodePlan:
                 step.select()
                 if return_logits:
                     halves = step.logits.unflatten(0, (-1, self.shape.batch_size))[:, :count]
-                    both, scale = halves.flatten(0, 1), buffers.cfg_scale[:count, step.group]
-                    all_logits.append(guide(both, scale) if self.shape.guided else both.clone())
+                    both = halves.flatten(0, 1).to(torch.float32, copy=True)
+                    scale = buffers.cfg_scale[:count, step.group]
+                    all_logits.append(guide(both, scale) if self.shape.guided else both)
                 if progress is not None:
                     progress(done, len(steps), tokens.clone())
 

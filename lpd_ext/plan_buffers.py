@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from torch import Tensor
 from lpd_ext.checks import check_int, checked_group_sizes, fail, naming_memory
 from lpd_ext.models.config import LPDConfig
 from lpd_ext.models.lpd import LPD, cu_group_sizes
-from lpd_ext.packed_model import check_model
+from lpd_ext.packed_model import Products, check_model, checked_products
 
 _OWNER = "DecodePlan"
 
@@ -26,6 +27,7 @@ class PlanShape:
     group_sizes: tuple[int, ...]
     guided: bool
     dtype: torch.dtype
+    products: Products
 
     @property
     def num_known(self) -> int:
@@ -66,6 +68,11 @@ class PlanShape:
         return 1 + self.cu[-2]
 
     @property
+    def logits_dtype(self) -> torch.dtype:
+        """Own products end in float32; what rounds to the products' dtype is not widened."""
+        return torch.float32 if self.products == "own" else self.dtype
+
+    @property
     def sizes(self) -> dict[str, int]:
         """Bytes of the buffers by purpose."""
         c, size = self.config, self.dtype.itemsize
@@ -75,7 +82,10 @@ class PlanShape:
             "requests": images * (c.seq_len * (3 * 8 + 4) + sum(self.group_sizes) * 8 + 4 + 8 + 4),
             "caches": 2 * c.depth * self.sequences * self.max_kv_len * c.dim * size,
             "activations": rows * c.dim * (4 + (4 + c.mlp_ratio) * size),
-            "logits": self.sequences * max(self.group_sizes) * c.vocab_size * 4,
+            "logits": self.sequences
+            * max(self.group_sizes)
+            * c.vocab_size
+            * self.logits_dtype.itemsize,
         }
 
     @property
@@ -95,14 +105,16 @@ def plan_shape(
     group_sizes: Sequence[int],
     guided: bool,
     dtype: torch.dtype | None,
+    products: Products | None,
 ) -> PlanShape:
     """Check what a plan is asked for; see `lpd_ext.DecodePlan` for types and errors."""
     dtype = check_model(_OWNER, model, dtype)
+    products = checked_products(_OWNER, model, products)
     check_int(_OWNER, "batch_size", batch_size, 1)
     if not isinstance(guided, bool):
         fail(TypeError, _OWNER, "guided", "a bool", type(guided).__name__)
     sizes = checked_group_sizes(_OWNER, group_sizes, model.config.seq_len, or_fewer=True)
-    return PlanShape(model.config, batch_size, tuple(sizes), guided, dtype)
+    return PlanShape(model.config, batch_size, tuple(sizes), guided, dtype, products)
 
 
 class PlanBuffers:
@@ -134,12 +146,19 @@ class PlanBuffers:
         self._attended = new(rows * c.dim, dtype=dtype)
         self._hidden = new(rows * c.mlp_ratio * c.dim, dtype=dtype)
         widest = shape.sequences * max(shape.group_sizes)
-        self._logits = new(widest * c.vocab_size, dtype=torch.float32)
+        self._logits = new(widest * c.vocab_size, dtype=shape.logits_dtype)
         # Each layer has storages of its own: torch 2.11 compiles views at an offset wrongly.
         sizes = (shape.sequences, c.num_heads, shape.max_kv_len, c.head_dim)
         self.keys = [new(*sizes, dtype=dtype) for _ in range(c.depth)]
         self.values = [new(*sizes, dtype=dtype) for _ in range(c.depth)]
-        self._shape = shape
+        self.shape = shape
+
+        # A request that any kernel can serve: a plan may run before the first call.
+        self.order.copy_(torch.arange(c.seq_len, device=device))
+        for buffer in (self.tokens, self.forced_tokens, self.top_k, self._x, self.uniform):
+            buffer.zero_()
+        for buffer in (self.cfg_scale, self.temperature, self.top_p):
+            buffer.fill_(1)
 
     def take(self, name: str, value: float | Tensor) -> None:
         """Write what a call brings: a number, or one row an image; the last one fills the batch."""
@@ -163,24 +182,30 @@ class PlanBuffers:
         """Projections ``[sequences, q_len, 3 * dim]``."""
         return self._rows(self._qkv, step)
 
+    def product(self, step: int) -> Tensor:
+        """Rows ``[sequences, q_len, dim]`` in the memory of `qkv`."""
+        return self._rows(self._qkv[: len(self._attended)], step)
+
     def attended(self, step: int) -> Tensor:
         """Results of the attention ``[sequences, q_len, dim]``."""
         return self._rows(self._attended, step)
 
+    def queries(self, step: int) -> Tensor:
+        """Rows ``[sequences, group_size, dim]`` in the memory of `attended`."""
+        sizes = (self.shape.sequences, self.shape.group_sizes[step], self.shape.config.dim)
+        return self._attended[: math.prod(sizes)].view(sizes)
+
     def hidden(self, step: int) -> Tensor:
-        """Rows inside the MLP, in blocks of 32 features where these are whole."""
-        rows = self._rows(self._hidden, step)
-        sequences, q_len, width = rows.shape
-        return rows if width % 32 else rows.view(width // 32, sequences, q_len, 32)
+        """Rows inside the MLP ``[sequences, q_len, mlp_ratio * dim]``."""
+        return self._rows(self._hidden, step)
 
     def logits(self, step: int) -> Tensor:
         """Logits ``[sequences, group_size, vocab_size]``."""
-        shape = self._shape
-        sizes = (shape.sequences, shape.group_sizes[step], shape.config.vocab_size)
-        return self._logits[: sizes[0] * sizes[1] * sizes[2]].view(sizes)
+        sizes = (self.shape.sequences, self.shape.group_sizes[step], self.shape.config.vocab_size)
+        return self._logits[: math.prod(sizes)].view(sizes)
 
     def _rows(self, buffer: Tensor, step: int) -> Tensor:
-        shape = self._shape
+        shape = self.shape
         width = buffer.numel() // (shape.sequences * shape.max_q_len)
         rows = (shape.sequences, shape.q_len(step), width)
         return buffer[: rows[0] * rows[1] * width].view(rows)

@@ -85,7 +85,7 @@ class PlanCache:
             Not enough memory even without the other plans, which are dropped then.
         """
         with self._lock:
-            shape = plan_shape(self.model, batch_size, group_sizes, guided, dtype)
+            shape = plan_shape(self.model, batch_size, group_sizes, guided, dtype, None)
             plan = self._plans.pop(shape, None)
             if plan is None or plan.released:
                 plan = self._planned(shape)

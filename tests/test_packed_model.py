@@ -247,7 +247,7 @@ UNFIT = {
     "training": (lambda model: model.train(), ValueError, "evaluation"),
     "inference mode": (made_in_inference_mode, ValueError, r"outside torch\.inference_mode"),
     "float64": (lambda model: model.double(), TypeError, "float64"),
-    "meta": (lambda model: model.to("meta"), NotImplementedError, "device cpu, got meta"),
+    "meta": (lambda model: model.to("meta"), NotImplementedError, "device cpu or cuda, got meta"),
     "no LPD": (lambda model: nn.Linear(2, 2), TypeError, "an LPD, got Linear"),
 }
 

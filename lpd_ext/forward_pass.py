@@ -1,0 +1,87 @@
+"""What one forward pass of a planned decode launches, from embedded rows to logits.
+
+A layer takes five launches where matrix products are the package's own (`fused_linear`), eight
+where they are torch's: what those leave over is fused into `add_layer_norm` and `bias_gelu`.
+
+Source: the transformer of arXiv 2507.01957; `lpd_ext.models.lpd` has it in modules.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from lpd_ext.ops.add_layer_norm import prepare_add_layer_norm
+from lpd_ext.ops.bias_gelu import prepare_bias_gelu
+from lpd_ext.ops.fused_linear import prepare_fused_linear
+from lpd_ext.ops.group_attention import prepare_group_attention
+from lpd_ext.ops.launch import Launch
+from lpd_ext.packed_model import PackedModel
+from lpd_ext.plan_buffers import PlanBuffers
+
+_BLOCK = 32  # features; rows between two layers in blocks are what fused_linear likes best
+
+
+def forward_pass(weights: PackedModel, buffers: PlanBuffers, step: int) -> list[Launch]:
+    """Return the launches of a step, in order."""
+    make = _with_own_products if weights.products == "own" else _with_products_of_torch
+    return make(weights, buffers, step)
+
+
+def _with_own_products(weights: PackedModel, buffers: PlanBuffers, step: int) -> list[Launch]:
+    x, qkv, attended = buffers.x(step), buffers.qkv(step), buffers.attended(step)
+    hidden = _in_blocks(buffers.hidden(step))
+    launches: list[Launch] = []
+    for layer, block in enumerate(weights.blocks):
+        launches += [
+            prepare_fused_linear(x, block.qkv, norm=block.norm1, out=qkv),
+            _attention(buffers, step, layer, out=attended),
+            prepare_fused_linear(attended, block.proj, epilogue="add", out=x),
+            prepare_fused_linear(x, block.fc1, norm=block.norm2, epilogue="gelu", out=hidden),
+            prepare_fused_linear(hidden, block.fc2, epilogue="add", out=x),
+        ]
+    queries = x[:, buffers.shape.context_len(step) :]
+    logits = buffers.logits(step)
+    return [*launches, prepare_fused_linear(queries, weights.head, norm=weights.norm, out=logits)]
+
+
+def _with_products_of_torch(weights: PackedModel, buffers: PlanBuffers, step: int) -> list[Launch]:
+    x, qkv, hidden = buffers.x(step), buffers.qkv(step), buffers.hidden(step)
+    rows = buffers.attended(step)  # normalised ones, then those of the attention
+    product = buffers.product(step)  # in the memory of qkv, which is done with by then
+    launches: list[Launch] = []
+    pending: dict[str, Tensor] = {}  # what the residual stream still lacks
+    for layer, block in enumerate(weights.blocks):
+        launches += [
+            prepare_add_layer_norm(x, block.norm1, **pending, out=rows),
+            block.qkv.product(rows, with_bias=True, out=qkv),
+            _attention(buffers, step, layer, out=rows),
+            block.proj.product(rows, out=product),
+            prepare_add_layer_norm(x, block.norm2, delta=product, bias=block.proj.bias, out=rows),
+            block.fc1.product(rows, out=hidden),
+            prepare_bias_gelu(hidden, block.fc1.bias, out=hidden),
+            block.fc2.product(hidden, out=product),
+        ]
+        pending = {"delta": product, "bias": block.fc2.bias}
+    context_len = buffers.shape.context_len(step)
+    if pending:
+        pending["delta"] = product[:, context_len:]
+    queries = buffers.queries(step)
+    return [
+        *launches,
+        prepare_add_layer_norm(x[:, context_len:], weights.norm, **pending, out=queries),
+        weights.head.product(queries, out=buffers.logits(step)),
+    ]
+
+
+def _attention(buffers: PlanBuffers, step: int, layer: int, out: Tensor) -> Launch:
+    shape = buffers.shape
+    heads = buffers.qkv(step).unflatten(2, (3, shape.config.num_heads, shape.config.head_dim))
+    cache_len = sum(shape.context_len(earlier) for earlier in range(step))
+    keys, values = buffers.keys[layer], buffers.values[layer]
+    return prepare_group_attention(heads, keys, values, cache_len, shape.context_len(step), out=out)
+
+
+def _in_blocks(rows: Tensor) -> Tensor:
+    """Return the memory of whole rows as blocks of features, where these are whole."""
+    sequences, q_len, width = rows.shape
+    return rows if width % _BLOCK else rows.view(width // _BLOCK, sequences, q_len, _BLOCK)
