@@ -135,6 +135,13 @@ __device__ __forceinline__ float f16_float(uint16_t bits) {
   return value;
 }
 
+// The larger one; NaN where one of them is.
+__device__ __forceinline__ float max_or_nan(float a, float b) {
+  float result;
+  asm("max.NaN.f32 %0, %1, %2;\n" : "=f"(result) : "f"(a), "f"(b));
+  return result;
+}
+
 // 2^x to about two units in the last place; subnormals count as zero.
 __device__ __forceinline__ float exp2_fast(float x) {
   float result;
