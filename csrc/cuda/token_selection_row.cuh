@@ -38,7 +38,7 @@ struct RowLogits {
 
 // The largest of what a lane has read; NaN once a NaN was among it.
 struct Largest {
-  float given = -kInfinity;  // of both halves
+  float given = -kInfinity;  // of both halves; with guidance only, else `guided` says it all
   float guided = -kInfinity;
 
   // Whether no logit was NaN or +inf, neither as given nor after guidance.
@@ -55,9 +55,9 @@ __device__ __forceinline__ void guide_chunk(const Chunk<T>& cond,
 #pragma unroll
   for (int i = 0; i < kSize; ++i) {
     float value = to_float(cond.elements[i]);
-    largest.given = simt::max_or_nan(largest.given, value);
     if constexpr (kGuided) {
       const float other = to_float(uncond.elements[i]);
+      largest.given = simt::max_or_nan(largest.given, value);
       largest.given = simt::max_or_nan(largest.given, other);
       value = guided_logit(value, other, cfg_scale);
     }

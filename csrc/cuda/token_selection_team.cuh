@@ -14,6 +14,13 @@ struct Share {
   uint64_t total;
 };
 
+// Where a pass of a radix selection ended.
+struct alignas(16) Found {
+  uint64_t above;  // the weight before the bin
+  uint32_t bin;
+  bool whole;  // all of the bin's values stay
+};
+
 // Either all warps of a block or a single one.
 template <int kWarps>
 class Team {
@@ -25,8 +32,7 @@ class Team {
 
   struct Scratch {
     uint64_t sums[kWarps];
-    uint64_t found_above;
-    uint32_t found_bin;
+    Found found;
     uint32_t largest[kWarps];
     uint32_t low[kBins];  // of 64-bit counters
     uint32_t high[kBins];

@@ -34,38 +34,37 @@ __device__ __forceinline__ void add_to_bin(const Team<kWarps>& team,
   if (high != 0) atomicAdd(&team.scratch.high[bin], high);
 }
 
-// The first bin through which the weight, found so far to begin with, is no longer `within`; kBins
+// The first bin through which the weight, found so far to begin with, is no longer `within`; none
 // if it is to the end. Leaves the bins empty.
 template <int kWarps, class Within>
-__device__ __forceinline__ uint32_t find_bin(const Team<kWarps>& team, const Within& within) {
+__device__ __forceinline__ bool find_bin(const Team<kWarps>& team, const Within& within) {
   using T = Team<kWarps>;
   constexpr int kOwn = T::kBins / T::kThreads;
-  uint32_t *low = team.scratch.low, *high = team.scratch.high;
+  uint32_t *const low = team.scratch.low, *const high = team.scratch.high;
   const int first = team.thread * kOwn;
   const auto weight = [&](int bin) { return uint64_t{high[bin]} << 32 | low[bin]; };
 
-  const uint64_t above = team.scratch.found_above;
+  const uint64_t above = team.scratch.found.above;
   uint64_t of_lane = 0;
 #pragma unroll
   for (int i = 0; i < kOwn; ++i) of_lane += weight(first + i);
   const uint64_t through = running_sum_of_warp(of_lane);
   const Share share = team.share(__shfl_sync(kAllLanes, through, 31));
-  const uint64_t before = above + share.before + through - of_lane;
+  uint64_t before = above + share.before + through - of_lane;
   if (within(before) && !within(before + of_lane)) {
-    uint64_t sum = before;
-    int bin = first;
-    for (; within(sum + weight(bin)); ++bin) sum += weight(bin);
-    team.scratch.found_bin = bin;
-    team.scratch.found_above = sum;
+    uint32_t bin = first;
+    for (; within(before + weight(bin)); ++bin) before += weight(bin);
+    // The weight above a value leaves out its own, which is 1 at least or does not matter.
+    team.scratch.found = {before, bin, within(before + weight(bin) - 1)};
   }
 #pragma unroll
   for (int i = 0; i < kOwn; ++i) low[first + i] = high[first + i] = 0;
   team.barrier();
-  return within(above + share.total) ? T::kBins : team.scratch.found_bin;
+  return !within(above + share.total);
 }
 
-// The least value of the interval such that the weight of the values above it is `within`. Of a
-// value `weight` is called once a pass at most.
+// The least value of the interval such that the weight of the values above it is `within`, or a
+// number between that and the next value below.
 template <int kWarps, class Row, class Weight, class Within>
 __device__ __forceinline__ float threshold(const Team<kWarps>& team,
                                            const Row& row,
@@ -77,7 +76,7 @@ __device__ __forceinline__ float threshold(const Team<kWarps>& team,
   for (int bin = team.thread; bin < T::kBins; bin += T::kThreads) {
     team.scratch.low[bin] = team.scratch.high[bin] = 0;
   }
-  if (team.thread == 0) team.scratch.found_above = 0;
+  if (team.thread == 0) team.scratch.found.above = 0;
   team.barrier();
 
   uint32_t low = ordered_key(interval.least), high = ordered_key(interval.most);
@@ -105,12 +104,12 @@ __device__ __forceinline__ float threshold(const Team<kWarps>& team,
     if (run != 0) add_to_bin(team, run_bin, run);
     team.barrier();
 
-    const uint32_t bin = find_bin(team, within);
-    if (bin == T::kBins) return least;
-    high -= bin << shift;
-    if (shift == 0) return value_of_key(high);
-    const uint32_t rest = (1u << shift) - 1;
+    if (!find_bin(team, within)) return least;
+    const Found& found = team.scratch.found;
+    const uint32_t rest = (1u << shift) - 1;  // of a bin, behind its first value
+    high -= found.bin << shift;
     low = high - low > rest ? high - rest : low;
+    if (shift == 0 || found.whole) return value_of_key(low);
   }
 }
 
