@@ -142,6 +142,10 @@ __device__ __forceinline__ float max_or_nan(float a, float b) {
   return result;
 }
 
+// For the compiler another value from here on: what follows from it is not computed ahead, to be
+// kept in registers that are not there.
+__device__ __forceinline__ void renew(float& value) { asm volatile("" : "+f"(value)); }
+
 // 2^x to about two units in the last place; subnormals count as zero.
 __device__ __forceinline__ float exp2_fast(float x) {
   float result;

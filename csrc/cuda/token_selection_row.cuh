@@ -1,4 +1,5 @@
-// A row of guided logits as token_selection reads it: once into registers, or anew in every pass.
+// A row as token_selection reads it, once into registers or anew in every pass: its guided logits,
+// from `scale` on divided by the temperature.
 //
 // Each warp of a row has consecutive tokens, walked in chunks of 32 times 16 bytes: a warp's sum is
 // that of a range of the vocabulary, and of its chunks the first ones come first.
@@ -149,12 +150,22 @@ class RowInRegisters {
 
   __device__ const Largest& largest() const { return largest_; }
 
-  // Calls function(first token, guided logits) for each chunk of the lane.
+  __device__ void scale(float inverse_temperature) {
+#pragma unroll
+    for (auto& chunk : values_) {
+#pragma unroll
+      for (float& value : chunk) value = scaled_logit(value, inverse_temperature);
+    }
+  }
+
+  // Calls function(first token, values) for each chunk of the lane.
   template <class Function>
-  __device__ __forceinline__ void each_chunk(const Function& function) const {
+  __device__ __forceinline__ void each_chunk(const Function& function) {
 #pragma unroll
     for (int c = 0; c < kChunks; ++c) {
       if (tokens_.none(c)) break;
+#pragma unroll
+      for (float& value : values_[c]) simt::renew(value);
       function(tokens_[c], values_[c]);
     }
   }
@@ -179,10 +190,16 @@ class RowInMemory {
 
   __device__ const Largest& largest() const { return largest_; }
 
+  __device__ void scale(float inverse_temperature) { inverse_temperature_ = inverse_temperature; }
+
   template <class Function>
   __device__ __forceinline__ void each_chunk(const Function& function) const {
     Largest ignored;
-    read(ignored, function);
+    read(ignored, [&](int token, float (&values)[kSize]) {
+#pragma unroll
+      for (float& value : values) value = scaled_logit(value, inverse_temperature_);
+      function(token, values);
+    });
   }
 
  private:
@@ -201,6 +218,7 @@ class RowInMemory {
   int chunks_;
   LaneTokens<T, kWarps> tokens_;
   Largest largest_;
+  float inverse_temperature_ = 1.0f;
 };
 
 }  // namespace lpd::cuda

@@ -17,7 +17,7 @@
 
 namespace lpd::cuda {
 
-// Scaled values from `least` on, up to `most`, both themselves among them.
+// Values from `least` on, up to `most`, both themselves among them.
 struct Interval {
   float least;
   float most;
@@ -67,8 +67,7 @@ __device__ __forceinline__ bool find_bin(const Team<kWarps>& team, const Within&
 // number between that and the next value below.
 template <int kWarps, class Row, class Weight, class Within>
 __device__ __forceinline__ float threshold(const Team<kWarps>& team,
-                                           const Row& row,
-                                           float inverse_temperature,
+                                           Row& row,
                                            Interval interval,
                                            const Weight& weight,
                                            const Within& within) {
@@ -89,16 +88,15 @@ __device__ __forceinline__ float threshold(const Team<kWarps>& team,
     row.each_chunk([&](int, const auto& values) {
 #pragma unroll
       for (const float value : values) {
-        const float scaled = scaled_logit(value, inverse_temperature);
-        const uint32_t distance = high - ordered_key(scaled);
-        if (scaled < least || distance > high - low) continue;
+        const uint32_t distance = high - ordered_key(value);
+        if (value < least || distance > high - low) continue;
         const uint32_t bin = distance >> shift;
         if (bin != run_bin) {
           if (run != 0) add_to_bin(team, run_bin, run);
           run_bin = bin;
           run = 0;
         }
-        run += weight(scaled);
+        run += weight(value);
       }
     });
     if (run != 0) add_to_bin(team, run_bin, run);

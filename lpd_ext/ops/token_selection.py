@@ -83,10 +83,11 @@ def token_selection(
     Notes
     -----
     A pure function of its arguments, and of a row's alone: the same row gives the same id at any
-    place in any batch, on the CPU and on a GPU. The arithmetic is specified to the bit: x and y in float32, probabilities as
-    integers of 2^-40 of the row's largest, from one polynomial; a token below 2^-41 of the largest
-    is never drawn. A temperature so small that y overflows acts as 0. Values in tensors are judged
-    inside the kernel, never on the host, so that a captured graph can change them.
+    place in any batch, on the CPU and on a GPU. The arithmetic is specified to the bit: x and y in
+    float32, probabilities as integers of 2^-40 of the row's largest, from one polynomial; a token
+    below 2^-41 of the largest is never drawn. A temperature so small that y overflows acts as 0.
+    Values in tensors are judged inside the kernel, never on the host, so that a captured graph can
+    change them.
 
     Source: arXiv 2507.01957; the chain of guidance, top-k and top-p as in mit-han-lab/lpd@f447b83
     (models/sampling.py), but for ties under top-p, which stay or go together.

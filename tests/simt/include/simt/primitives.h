@@ -87,6 +87,8 @@ constexpr uint32_t pack_f16(float low, float high) {
 
 constexpr float max_or_nan(float a, float b) { return a != a || a > b ? a : b; }
 
+constexpr void renew(float&) {}
+
 // As ex2.approx.ftz: subnormal arguments and results count as zero.
 inline float exp2_fast(float x) {
   const float result = std::exp2(x);
