@@ -27,10 +27,9 @@ __device__ __forceinline__ void write_first(const Team<kWarps>& team,
       if (values[i] == maximum && first == kNone) first = token + i;
     }
   });
-  first = __reduce_min_sync(kAllLanes, first);
-  const bool has = first != kNone;
-  const Share share = team.share(has);
-  if (has && share.before == 0 && team.lane == 0) request.answer(params, first);
+  const uint32_t of_warp = __reduce_min_sync(kAllLanes, first);
+  const Share share = team.share(of_warp != kNone);
+  if (share.before == 0 && first != kNone && first == of_warp) request.answer(params, first);
 }
 
 // The mass of a lane's tokens from `least` on.

@@ -88,8 +88,9 @@ __device__ __forceinline__ float threshold(const Team<kWarps>& team,
     row.each_chunk([&](int, const auto& values) {
 #pragma unroll
       for (const float value : values) {
+        if (value < least) continue;
         const uint32_t distance = high - ordered_key(value);
-        if (value < least || distance > high - low) continue;
+        if (distance > high - low) continue;
         const uint32_t bin = distance >> shift;
         if (bin != run_bin) {
           if (run != 0) add_to_bin(team, run_bin, run);
