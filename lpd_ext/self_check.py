@@ -137,12 +137,16 @@ def _check_token_selection(device: torch.device) -> str:
         "temperature": torch.tensor([0.0, 0.8], dtype=torch.float32, device="cpu"),
         "top_k": _integers([0, 40]),
     }
+    moved = {name: option.to(device) for name, option in options.items()}
     for dtype in _TOLERANCE:
-        logits, uniform = inputs.normal(4, 8, 300).to(dtype), inputs.uniform(2, 8)
-        moved = {name: option.to(device) for name, option in options.items()}
-        ids = ops.token_selection(logits.to(device), uniform.to(device), **moved, top_p=0.9)
-        expected = reference.token_selection(logits, uniform, **options, top_p=0.9)
-        _expect_close(ids, expected, 0)
+        for vocab_size in (300, 4000, 16384, 20000, 33000):  # a way to hold a row each
+            logits, uniform = inputs.normal(4, 8, vocab_size).to(dtype), inputs.uniform(2, 8)
+            for top_p in (0.9, 1.0):
+                ids = ops.token_selection(
+                    logits.to(device), uniform.to(device), **moved, top_p=top_p
+                )
+                expected = reference.token_selection(logits, uniform, **options, top_p=top_p)
+                _expect_close(ids, expected, 0)
     return f"same ids as the reference in {_ALL_DTYPES}"
 
 

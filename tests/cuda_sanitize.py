@@ -27,6 +27,7 @@ PAIRS = [
     (SLOTS, ((69, 2, 5), (64, 0, 16))),
     (450, ((430, 10, 19), (380, 3, 5))),
 ]
+VOCAB_SIZES = (1, 1000, 3001, 16384, 20000, 33001)
 
 
 def group_attention(device, dtype, head_dim, slots, images, shift):
@@ -85,6 +86,32 @@ def masked_attention(device, dtype, head_dim, shift):
         close(out, reference.masked_attention(q, k, v, told), dtype)
 
 
+def token_selection(device, dtype, vocab_size):
+    """Both forms on rows between tokens that are never written, one image a setting."""
+    generator = torch.Generator().manual_seed(vocab_size)
+    temperature = torch.tensor([0.0, 1.0, 0.7, 1.3])
+    top_k, top_p = torch.tensor([0, 0, 50, 3]), torch.tensor([1.0, 1.0, 1.0, 0.9])
+    batch, group_size = len(top_k), 3
+    logits = torch.randn(2 * batch, group_size, vocab_size, generator=generator).to(dtype)
+    uniform = torch.rand(batch, group_size, generator=generator, dtype=torch.float64)
+    arguments = (uniform, torch.linspace(1, 3, group_size), temperature, top_k, top_p)
+    expected = torch.ops.lpd_ext.token_selection(logits, *arguments)
+    arguments = [x.to(device) for x in arguments]
+    for shift in range(2):  # shifted by an element, no row begins at a multiple of 16 bytes
+        rows = torch.empty(*logits.shape[:2], vocab_size + 8, dtype=dtype, device=device)
+        on_device = rows[:, :, shift : shift + vocab_size]
+        for row in range(2 * batch):
+            for query in range(group_size):  # contiguous pieces: plain copies
+                on_device[row, query].copy_(logits[row, query])
+        ids = torch.ops.lpd_ext.token_selection(on_device, *arguments)
+        assert torch.equal(ids.cpu(), expected)
+        tokens = torch.full((batch, 5), -7).to(device)
+        positions = torch.tensor([[4, 0, 5]] * batch).to(device)  # 5 is out of range
+        torch.ops.lpd_ext.token_selection_(tokens, positions, on_device, *arguments)
+        assert torch.equal(tokens.cpu()[:, [4, 0]], expected[:, :2])
+        assert (tokens.cpu()[:, 1:4] == -7).all()
+
+
 def close(got, expected, dtype):
     torch.testing.assert_close(
         got.cpu(), expected, rtol=0, atol=TOLERANCE[dtype], equal_nan=True, check_device=False
@@ -102,7 +129,9 @@ def run(device):
             group_attention(device, dtype, head_dim, slots, images, nth % 2)
         for shift in range(2):
             masked_attention(device, dtype, head_dim, shift)
-    return len(cases)
+    for dtype, vocab_size in product(TOLERANCE, VOCAB_SIZES):
+        token_selection(device, dtype, vocab_size)
+    return len(cases) + len(TOLERANCE) * len(VOCAB_SIZES)
 
 
 if __name__ == "__main__":
