@@ -122,18 +122,20 @@ def test_ids_do_not_depend_on_the_schedule(vocab_size):
 
 @pytest.mark.parametrize("vocab_size", [1000, 16384])
 def test_large_sums_carry(select, vocab_size):
-    # Equal masses: the low words of every bin run over at least once, the high ones add up.
+    # Masses below 2^32, which together are more: the high words of the bins are carries alone.
     batch = 12
+    logits = torch.full((batch, 1, vocab_size), -8.0)
+    logits[:, :, ::3] -= 0.25
+    logits[:, :, ::7] -= 0.5
+    logits[:, :, 5] = 0
     arguments = (
-        torch.full((batch, 1, vocab_size), 3.0),
+        logits,
         torch.linspace(0, 1 - 2**-53, batch, dtype=torch.float64)[:, None],
         None,
         torch.ones(batch),
         torch.zeros(batch, dtype=torch.int64),
-        torch.linspace(0, 0.99, batch),
+        torch.linspace(0.1, 0.99, batch),
     )
-    arguments[0][:, :, ::3] -= 2.0**-10
-    arguments[0][:, :, ::7] -= 0.5
     assert torch.equal(select(*arguments), torch.ops.lpd_ext.token_selection(*arguments))
 
 
