@@ -199,10 +199,17 @@ def _check_group_embedding(device: torch.device) -> str:
 
 
 def _check_group_order(device: torch.device) -> str:
-    seeds, grid = _integers([0, -1, 2**40]), (6, 7)
-    sizes = group_sizes(42, 6)
-    order = ops.group_order(seeds.to(device), grid, sizes)
-    _expect_close(order, reference.group_order(seeds, grid, sizes), 0)
+    seeds = _integers([0, -1, 2**40])
+    calls: list[tuple[tuple[int, int], Tensor | None]] = [
+        ((6, 7), None),
+        ((6, 7), _Inputs().uniform(3, 42).argsort(dim=1) < 11),
+        ((1, 257), None),  # more cells than one warp of the kernel takes
+    ]
+    for grid, known in calls:
+        sizes = group_sizes(grid[0] * grid[1] - (0 if known is None else 11), 6)
+        moved = None if known is None else known.to(device)
+        order = ops.group_order(seeds.to(device), grid, sizes, known=moved)
+        _expect_close(order, reference.group_order(seeds, grid, sizes, known=known), 0)
     return "same orders as the reference"
 
 

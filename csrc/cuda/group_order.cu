@@ -1,26 +1,24 @@
-// group_order: a CTA an image, all cells in registers, nothing sorted.
-//   contract: lpd/group_order.h; rules: lpd_ext/ops/group_order.py
+// group_order: a CTA an image, its cells in registers, nothing sorted.
 //
 // Walking cells in sequence and passing over those that a pick repels is the same as taking, again
-// and again, the smallest (place of the score, random key, cell) of those not repelled yet. So are
-// the other rules: all that is left in sequence, the farthest first with equals in sequence, one at
-// random. They differ in the first word, the `rank`, and in who may be taken: each pick is one
-// lexicographic minimum of four 32-bit words, by REDUX in a warp, and what follows from it (who is
-// repelled, whose neighbour it is, who is nearest to it) every thread works out for its own cells.
+// and again, the first of those not repelled yet. So are the other rules: all that is left in
+// sequence, the farthest with equals in sequence, one at random. They differ in what a cell ranks
+// by and in who may be taken. A pick is one lexicographic minimum of four 32-bit words (rank,
+// random key, cell), by REDUX; what follows from it (who is repelled, whose neighbour it is, how
+// far it is) every thread works out for its own cells.
 //
-// A thread has 8 cells, so a grid of up to 256 cells is one warp's: no barrier, no latency but that
-// of its own chain, and four of them run side by side on a multiprocessor. Up to 1024 cells take 4
-// warps, up to 4096 take 16; these agree through shared memory, two slots in turn, with a barrier a
-// pick. Everything is an integer, and no two threads write to one place: any schedule, same bits.
+// A thread has 8 cells, so up to 256 of them are one warp's: no barrier, no shared memory, and the
+// four warps that a multiprocessor runs at a time are four images. Up to 1024 cells take 4 warps,
+// up to 4096 take 16, which agree through shared memory with a barrier a pick. All is integers, and
+// no two threads write to one place: any schedule, same bits.
 //
-// What bounds it: the chain of picks. By count of instructions a pick is 4 REDUX one after the
-// other and some 25 operations a cell, for a warp of 8 cells a lane about 200 issued, and keys are
-// 10 rounds of Philox a cell and step, some 600. Predicted for 256 images of 16 x 16 in 20 steps,
-// two warps a multiprocessor: 256 x 350 + 20 x 1000 cycles, 60 us. Memory: 8 bytes read and 2 KB
-// written an image.
+// The chain of picks bounds it. For one warp a pick is some 300 instructions, of them 4 REDUX one
+// after the other, and a step some 450 for the keys, by count of the SASS for sm_90a. Predicted for
+// 256 images of 16 x 16 in 20 steps: 276 minima of 650 cycles and 20 steps of 900, 110 us. Memory:
+// 8 bytes read and 2 KB written an image.
 //
-// The group sizes travel in the kernel's parameters, a bit a position: a call copies nothing, waits
-// for nothing and can be captured in a graph.
+// Group sizes travel in the kernel's parameters, a bit a position: a call copies nothing, waits for
+// nothing, and a graph can capture it.
 //
 // Not yet run on a GPU.
 #include <algorithm>
@@ -34,16 +32,24 @@
 namespace lpd::cuda {
 namespace {
 
-constexpr int kCells = 8;           // a thread
-constexpr uint32_t kNone = ~0u;     // rank of what may not be taken
-constexpr uint32_t kFar = 1 << 24;  // above the squared distance of any two cells
+constexpr int kCells = 8;        // a thread
+constexpr uint32_t kNone = ~0u;  // the rank of a cell that may not be taken; no other word is that
+
+// Ranks: a place in sequence, above it how near the nearest pick is.
 constexpr int kPlaceBits = 5;
-
-__device__ __forceinline__ int32_t row_of(uint32_t cell) { return cell >> 16; }
-__device__ __forceinline__ int32_t col_of(uint32_t cell) { return cell & 0xffff; }
-
+constexpr uint32_t kAnyPlace = (1 << kPlaceBits) - 1;
+constexpr int32_t kFar = 1 << 24;  // beyond the squared distance of any two cells
 static_assert((kMostOrderCells - 1) * (kMostOrderCells - 1) < kFar);
-static_assert(kNumScores <= 1 << kPlaceBits && kFar < kNone >> kPlaceBits);
+static_assert(kNumScores <= kAnyPlace && kFar <= kNone >> kPlaceBits);
+
+// Cells as words that compare like positions.
+constexpr int kCellBits = 24, kColBits = 12;
+static_assert(kMostOrderCells <= 1 << kColBits);
+__device__ __forceinline__ uint32_t cell_at(int32_t row, int32_t col) {
+  return row << kColBits | col;
+}
+__device__ __forceinline__ int32_t row_of(uint32_t cell) { return cell >> kColBits; }
+__device__ __forceinline__ int32_t col_of(uint32_t cell) { return cell & ((1 << kColBits) - 1); }
 
 // What a call says of all images.
 template <int kWarps>
@@ -82,40 +88,43 @@ __device__ __forceinline__ int32_t bits_before(const uint32_t* words, int32_t en
   return end % 32 == 0 ? count : count + __popc(words[end / 32] << (32 - end % 32));
 }
 
-// The smallest of the words that the bits `among` of all lanes name; bits of larger ones fall.
 template <int kCount>
-__device__ __forceinline__ uint32_t keep_smallest(const uint32_t (&words)[kCount],
-                                                  uint32_t& among) {
-  uint32_t smallest = kNone;
+__device__ __forceinline__ uint32_t smallest_of_warp(const uint32_t (&words)[kCount]) {
+  uint32_t smallest = words[0];
 #pragma unroll
-  for (int i = 0; i < kCount; ++i) {
-    if (among >> i & 1) smallest = min(smallest, words[i]);
-  }
-  smallest = __reduce_min_sync(kAllLanes, smallest);
-#pragma unroll
-  for (int i = 0; i < kCount; ++i) {
-    if (words[i] != smallest) among &= ~(1u << i);
-  }
-  return smallest;
+  for (int i = 1; i < kCount; ++i) smallest = min(smallest, words[i]);
+  return __reduce_min_sync(kAllLanes, smallest);
 }
 
-// What is taken first: the smallest rank, then key (in two halves), then cell.
+// The smallest rank of a warp's cells; of equals the smallest `high`, then `middle`, then `low`.
 template <int kCount>
 __device__ __forceinline__ uint4 first_of_warp(const uint32_t (&ranks)[kCount],
                                                const uint32_t (&high)[kCount],
-                                               const uint32_t (&low)[kCount],
-                                               const uint32_t (&cells)[kCount],
-                                               uint32_t among) {
+                                               const uint32_t (&middle)[kCount],
+                                               const uint32_t (&low)[kCount]) {
+  uint32_t left[kCount];  // words of those that were equal so far, kNone of the others
+  const auto smallest_of_equals = [&](uint32_t smallest, const uint32_t (&words)[kCount]) {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) left[i] = left[i] == smallest ? words[i] : kNone;
+    return smallest_of_warp(left);
+  };
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) left[i] = ranks[i];
   uint4 first;
-  first.x = keep_smallest(ranks, among);
-  first.y = keep_smallest(high, among);
-  first.z = keep_smallest(low, among);
-  first.w = keep_smallest(cells, among);
+  first.x = smallest_of_warp(left);
+  first.y = smallest_of_equals(first.x, high);
+  first.z = smallest_of_equals(first.y, middle);
+  first.w = smallest_of_equals(first.z, low);
   return first;
 }
 
-// What precedes what, once the walk has nothing left and before.
-enum class Sequence { kByPlace, kByKey, kByDistance };
+// How the next pick is chosen. In sequence: by place, then by key.
+enum class Choice {
+  kWalk,      // in sequence, of cells whose score reaches the threshold and that no pick repels
+  kAll,       // in sequence
+  kRandom,    // by key
+  kFarthest,  // the farthest from all picks, equals in sequence
+};
 
 // The cells of a thread: positions t, t + kThreads, t + 2 kThreads, ...
 template <int kWarps>
@@ -125,9 +134,10 @@ class Cells {
     const auto width = static_cast<int32_t>(rules.params.width);
 #pragma unroll
     for (int i = 0; i < kCells; ++i) {
-      cells_[i] = position(i) / width << 16 | position(i) % width;
+      rows_[i] = position(i) / width;
+      cols_[i] = position(i) % width;
       neighbours_[i] = 0;
-      if (position(i) < rules.seq_len) free_ |= 1u << i;
+      places_[i] = position(i) < rules.seq_len ? 0 : kNone;
     }
   }
 
@@ -137,25 +147,24 @@ class Cells {
     const uint8_t* const known = params.known + image * params.known_batch_stride;
 #pragma unroll
     for (int i = 0; i < kCells; ++i) {
-      if (free_ >> i & 1 && known[position(i) * params.known_position_stride] != 0) {
-        free_ &= ~(1u << i);
-        is_known_ |= 1u << i;
-      }
-      const uint32_t word = __ballot_sync(kAllLanes, is_known_ >> i & 1);
+      const bool is_known =
+          places_[i] != kNone && known[position(i) * params.known_position_stride] != 0;
+      if (is_known) places_[i] = kNone;
+      const uint32_t word = __ballot_sync(kAllLanes, is_known);
       if (threadIdx.x % 32 == 0) words[position(i) / 32] = word;
     }
   }
 
   // Writes the known cells in raster order, and lets their neighbours know.
   __device__ __forceinline__ void emit_known(const uint32_t* words, int64_t* order) {
+    const auto height = static_cast<int32_t>(rules_.params.height);
+    const auto width = static_cast<int32_t>(rules_.params.width);
 #pragma unroll
     for (int i = 0; i < kCells; ++i) {
-      if (is_known_ >> i & 1) order[bits_before(words, position(i))] = position(i);
+      if (holds(words, position(i))) order[bits_before(words, position(i))] = position(i);
       for (int32_t dr = -1; dr <= 1; ++dr) {
         for (int32_t dc = -1; dc <= 1; ++dc) {
-          const int32_t row = row_of(cells_[i]) + dr, col = col_of(cells_[i]) + dc;
-          const auto height = static_cast<int32_t>(rules_.params.height);
-          const auto width = static_cast<int32_t>(rules_.params.width);
+          const int32_t row = rows_[i] + dr, col = cols_[i] + dc;
           if (row < 0 || row >= height || col < 0 || col >= width) continue;
           if (holds(words, row * width + col)) neighbours_[i] += weight(dr * dr + dc * dc);
         }
@@ -165,48 +174,50 @@ class Cells {
 
   // Draws the keys of the step and scores the cells.
   __device__ __forceinline__ void begin_group(int64_t seed, int32_t step) {
-    walked_ = 0;
 #pragma unroll
     for (int i = 0; i < kCells; ++i) {
       const uint64_t key = philox_order_key(seed, step, position(i));
-      high_[i] = static_cast<uint32_t>(key >> 32);
-      low_[i] = static_cast<uint32_t>(key);
-      nearest_[i] = kFar;
-      places_[i] = rules_.scores.place(neighbours_[i]);
-      if (places_[i] >= rules_.scores.first_walked()) walked_ |= free_ & 1u << i;
+      high_[i] = static_cast<uint32_t>(key >> 33);
+      middle_[i] = static_cast<uint32_t>(key >> 2) & 0x7fffffff;
+      low_[i] = static_cast<uint32_t>(key & 3) << kCellBits | cell_at(rows_[i], cols_[i]);
+      nearness_[i] = 0;
+      const uint32_t place = rules_.scores.place(neighbours_[i]);
+      if (places_[i] != kNone) places_[i] = place;
+      walked_[i] = place >= rules_.scores.first_walked() ? places_[i] : kNone;
     }
   }
 
-  // Of the image's cells that may be taken the first in a sequence; kNone: there is none.
-  __device__ __forceinline__ uint32_t first(bool walks, Sequence sequence, uint4* slots) const {
-    const uint32_t by_distance = sequence == Sequence::kByDistance ? ~0u : 0;
-    const uint32_t by_place = sequence != Sequence::kByKey ? ~0u : 0;
+  // The image's cell to take next; kNone: there is none. `slots` are those of no call before it.
+  __device__ __forceinline__ uint32_t choose(Choice choice, uint4* slots) const {
+    const uint32_t distance_mask = choice == Choice::kFarthest ? ~0u : 0;
+    const uint32_t place_mask = choice == Choice::kRandom ? kAnyPlace : 0;
     uint32_t ranks[kCells];
 #pragma unroll
     for (int i = 0; i < kCells; ++i) {
-      ranks[i] = ((kFar - nearest_[i]) << kPlaceBits & by_distance) | (places_[i] & by_place);
+      ranks[i] = (choice == Choice::kWalk ? walked_[i] : places_[i]) | place_mask |
+                 (nearness_[i] & distance_mask);
     }
-    uint4 first = first_of_warp(ranks, high_, low_, cells_, walks ? walked_ : free_);
+    uint4 first = first_of_warp(ranks, high_, middle_, low_);
     if constexpr (kWarps > 1) {
       const int lane = threadIdx.x % 32;
       if (lane == 0) slots[threadIdx.x / 32] = first;
       __syncthreads();
       const uint4 other = slots[lane % kWarps];
-      first = first_of_warp<1>({other.x}, {other.y}, {other.z}, {other.w}, 1u);
+      first = first_of_warp<1>({other.x}, {other.y}, {other.z}, {other.w});
     }
-    return first.w;
+    return first.x == kNone ? kNone : first.w & ((1 << kCellBits) - 1);
   }
 
   // A cell of the image is taken: what that means to those of this thread.
   __device__ __forceinline__ void take(uint32_t cell) {
 #pragma unroll
     for (int i = 0; i < kCells; ++i) {
-      const int32_t dr = row_of(cells_[i]) - row_of(cell), dc = col_of(cells_[i]) - col_of(cell);
-      const uint32_t distance = dr * dr + dc * dc;
-      nearest_[i] = min(nearest_[i], distance);
+      const int32_t dr = rows_[i] - row_of(cell), dc = cols_[i] - col_of(cell);
+      const int32_t distance = dr * dr + dc * dc;
+      nearness_[i] = max(nearness_[i], static_cast<uint32_t>(kFar - distance) << kPlaceBits);
       neighbours_[i] += weight(distance);
-      if (distance == 0) free_ &= ~(1u << i);
-      if (max(abs(dr), abs(dc)) <= rules_.repulsion) walked_ &= ~(1u << i);
+      if (distance == 0) places_[i] = kNone;
+      if (max(abs(dr), abs(dc)) <= rules_.repulsion) walked_[i] = kNone;
     }
   }
 
@@ -216,20 +227,20 @@ class Cells {
   }
 
   // In the score of a cell, of another one that far away.
-  __device__ __forceinline__ static uint32_t weight(uint32_t squared_distance) {
+  __device__ __forceinline__ static uint32_t weight(int32_t squared_distance) {
     return squared_distance == 1 ? kOrthogonal : squared_distance == 2 ? kDiagonal : 0;
   }
 
   const Rules<kWarps>& rules_;
-  uint32_t cells_[kCells];       // row and column: as words they compare like positions
+  int32_t rows_[kCells];
+  int32_t cols_[kCells];
   uint32_t neighbours_[kCells];  // decoded so far, counted as ScoreTable takes them
-  uint32_t high_[kCells];        // halves of the random key of this step
-  uint32_t low_[kCells];
-  uint32_t places_[kCells];   // of the scores of this step
-  uint32_t nearest_[kCells];  // squared distance to the nearest pick of this step, kFar: none yet
-  uint32_t free_ = 0;         // a bit a cell: neither known nor taken
-  uint32_t is_known_ = 0;
-  uint32_t walked_ = 0;  // of a score that reaches the threshold, and repelled by no pick
+  uint32_t places_[kCells];      // of the scores of this step; kNone: known, taken or no cell
+  uint32_t walked_[kCells];      // the same, kNone also where a cell is not walked (any more)
+  uint32_t nearness_[kCells];    // the nearer a pick of this step the larger, 0 without one
+  uint32_t high_[kCells];        // the random key of this step: 31 bits,
+  uint32_t middle_[kCells];      // 31 bits,
+  uint32_t low_[kCells];         // 2 bits, and behind them the cell
 };
 
 template <int kWarps>
@@ -262,10 +273,11 @@ __global__ void __launch_bounds__(32 * kWarps)
     const bool takes_all = step == params.num_groups - 1;
     bool walks = true;
     for (bool full = false; !full;) {
-      const Sequence sequence = walks || takes_all ? Sequence::kByPlace
-                                : nth == begin     ? Sequence::kByKey
-                                                   : Sequence::kByDistance;
-      const uint32_t cell = cells.first(walks, sequence, slots[turn]);
+      const Choice choice = walks          ? Choice::kWalk
+                            : takes_all    ? Choice::kAll
+                            : nth == begin ? Choice::kRandom
+                                           : Choice::kFarthest;
+      const uint32_t cell = cells.choose(choice, slots[turn]);
       turn ^= 1;
       if (cell == kNone) {
         walks = false;
