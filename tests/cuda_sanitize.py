@@ -12,7 +12,7 @@ from itertools import product
 
 import torch
 
-from lpd_ext import cuda_variant
+from lpd_ext import cuda_variant, group_sizes
 from lpd_ext.ops import reference
 from lpd_ext.ops.group_attention import HEAD_DIMS
 
@@ -27,6 +27,9 @@ PAIRS = [
     (SLOTS, ((69, 2, 5), (64, 0, 16))),
     (450, ((430, 10, 19), (380, 3, 5))),
 ]
+
+# Grids for one warp, four and sixteen, without and with known cells.
+ORDERS = [((16, 16), 0), ((5, 7), 13), ((19, 20), 0), ((19, 20), 330), ((40, 41), 1600)]
 
 
 def group_attention(device, dtype, head_dim, slots, images, shift):
@@ -85,6 +88,22 @@ def masked_attention(device, dtype, head_dim, shift):
         close(out, reference.masked_attention(q, k, v, told), dtype)
 
 
+def group_order(device, grid, num_known):
+    """Two images against the reference; on a GPU images with too few known cells get -1."""
+    op = torch.ops.lpd_ext.group_order
+    generator = torch.Generator().manual_seed(num_known)
+    seq_len = grid[0] * grid[1]
+    sizes = group_sizes(seq_len - num_known, 4)
+    seeds = torch.tensor([7, -7])
+    known = torch.rand(2, seq_len, generator=generator).argsort(1) < num_known
+    options = (grid, sizes, 1.0, 2)
+    order = op(seeds.to(device), *options, known.to(device) if num_known else None)
+    assert torch.equal(order.cpu(), reference.group_order(seeds, grid, sizes, known=known))
+    if num_known and device.type == "cuda":
+        none = torch.zeros(2, seq_len, dtype=torch.bool).to(device)
+        assert (op(seeds.to(device), *options, none).cpu() == -1).all()
+
+
 def close(got, expected, dtype):
     torch.testing.assert_close(
         got.cpu(), expected, rtol=0, atol=TOLERANCE[dtype], equal_nan=True, check_device=False
@@ -102,7 +121,9 @@ def run(device):
             group_attention(device, dtype, head_dim, slots, images, nth % 2)
         for shift in range(2):
             masked_attention(device, dtype, head_dim, shift)
-    return len(cases)
+    for grid, num_known in ORDERS:
+        group_order(device, grid, num_known)
+    return len(cases) + len(ORDERS)
 
 
 if __name__ == "__main__":

@@ -36,6 +36,12 @@ EXPECTED = {
     r"group_attention_mma_kernel<.*>|masked_attention_mma_kernel<\w+, \d\d>": [r"STG\.E\.128\b"],
     r"masked_attention_pack_kernel": [r"LDG\.E\.U8\b", r"VOTE\b", r"STG\.E\.64\b"],
     r"group_attention_merge_kernel<.*>": [r"LDG\.E\.128\b", r"STG\.E\.128\b"],
+    r"group_order_kernel<\d+>": [
+        r"C?REDUX\.MIN\b",  # a pick: no shuffles
+        r"LDC\.U16\b",  # places of scores: parameters that are looked up, and not copied
+        r"IMAD\.WIDE\.U32\b",  # Philox
+    ],
+    r"group_order_kernel<(4|16)>": [r"STS\.128\b", r"LDS\.128\b", r"BAR\.SYNC\b"],
 }
 
 
