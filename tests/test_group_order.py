@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from order_rules import RuleError, check_order
 
 from lpd_ext import cpu_variant, group_order, group_sizes
+from lpd_ext.checks import check_order_arguments
 from lpd_ext.ops import reference
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "orders.json").read_text())
@@ -414,6 +415,12 @@ def test_the_operator_itself_refuses_what_is_unsafe(device, grid, sizes, known):
 def test_the_operator_itself_counts_what_is_known():
     with pytest.raises(RuntimeError, match=r"argument `group_sizes`.*, 2, got 3"):
         torch.ops.lpd_ext.group_order(SEEDS, (2, 2), [3], 1.0, 2, UNEQUAL)
+
+
+def test_contents_of_known_are_not_read_where_that_would_wait():
+    arguments = "group_order", SEEDS, (2, 2), UNEQUAL[[0, 0]]
+    assert check_order_arguments(*arguments) == 1
+    assert check_order_arguments(*arguments, unread=("cpu",)) is None
 
 
 def test_more_cells_than_a_device_takes(monkeypatch):

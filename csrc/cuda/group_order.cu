@@ -7,14 +7,15 @@
 // random key, cell), by REDUX; what follows from it (who is repelled, whose neighbour it is, how
 // far it is) every thread works out for its own cells.
 //
-// A thread has 8 cells, so up to 256 of them are one warp's: no barrier, no shared memory, and the
-// four warps that a multiprocessor runs at a time are four images. Up to 1024 cells take 4 warps,
-// up to 4096 take 16, which agree through shared memory with a barrier a pick. All is integers, and
-// no two threads write to one place: any schedule, same bits.
+// A thread has 8 cells, so up to 256 of them are one warp's: no pick waits for a barrier or goes
+// through shared memory, and the four warps that a multiprocessor issues from at a time are four
+// images. Up to 1024 cells take 4 warps, up to 4096 take 16; a pick is then a minimum in each warp,
+// a barrier, and the minimum of those in every warp. All is integers, and no two threads write to
+// one place: any schedule, same bits.
 //
 // The chain of picks bounds it. For one warp a pick is some 300 instructions, of them 4 REDUX one
-// after the other, and a step some 450 for the keys, by count of the SASS for sm_90a. Predicted for
-// 256 images of 16 x 16 in 20 steps: 276 minima of 650 cycles and 20 steps of 900, 110 us. Memory:
+// after the other, and a step some 500 for the keys, by count of the SASS for sm_90a. Predicted for
+// 256 images of 16 x 16 in 20 steps: 276 minima of 650 cycles and 20 steps of 1000, 110 us. Memory:
 // 8 bytes read and 2 KB written an image.
 //
 // Group sizes travel in the kernel's parameters, a bit a position: a call copies nothing, waits for
