@@ -34,7 +34,7 @@ INCLUDES = {
     "csrc/torch": [
         r"torch/(csrc/stable|headeronly)/.*",
         r"lpd/.*\.h",
-        r"(checks|cuda_.*|library|workspace)\.h",
+        r"(attention|checks|cuda_.*|library|workspace)\.h",
     ],
 }
 INCLUDES_OF_FILE = {
