@@ -2,6 +2,7 @@
 
 import itertools
 import random
+from functools import partial
 
 import emulator
 import pytest
@@ -9,7 +10,6 @@ import torch
 
 from lpd_ext import group_order, group_sizes
 
-SCHEDULES = [("forward", 1), ("reverse", 1), ("random", 1), ("random", 2)]
 REPEATS = {"simt": 6, "cuda": 250}
 PROXIMITIES = (0.0, 1.0, 2.5, 100.0)
 REPULSIONS = (0, 1, 2, 5, 100, 2**40)
@@ -163,13 +163,9 @@ def schedule_cases():
 def test_bits_do_not_depend_on_the_schedule():
     emulator.load()
     for arguments in schedule_cases():
-        expected = on_cpu(*arguments)
-        try:
-            for order, seed in SCHEDULES:
-                emulator.configure(order, seed)
-                assert torch.equal(torch.ops.lpd_ext_simt.group_order(*arguments), expected)
-        finally:
-            emulator.configure()
+        emulator.assert_bits_equal_on_schedules(
+            partial(torch.ops.lpd_ext_simt.group_order, *arguments)
+        )
 
 
 def test_repeats_are_bitwise_equal(kernel, request):

@@ -1,35 +1,15 @@
 """Bugs of every class, planted into the CUDA kernel of `group_order`: its tests find them."""
 
-import re
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
-
-import emulator
 import pytest
+from plants import WRONG_RESULT, Plant, assert_found, run_plants
 
-KERNEL = Path(__file__).parent.parent / "csrc/cuda/group_order.cu"
-EQUALS_CPU = "test_equals_the_cpu_op"
-WRONG_ORDER = "AssertionError"
-
-
-@dataclass(frozen=True)
-class Plant:
-    """A change of the source, the test that is to find it, and what it then says."""
-
-    name: str
-    before: str
-    after: str
-    test: str
-    found: str
-
-    def __str__(self):
-        return self.name
-
+KERNEL = "group_order.cu"
+EQUALS_CPU = "test_group_order_cuda.py::test_equals_the_cpu_op"
 
 PLANTS = [
     Plant(
         "no barrier before the warps agree",
+        KERNEL,
         "__syncthreads();\n      const uint4 other",
         "const uint4 other",
         EQUALS_CPU,
@@ -37,6 +17,7 @@ PLANTS = [
     ),
     Plant(
         "slots overwritten while they are read",
+        KERNEL,
         "turn ^= 1;",
         "",
         EQUALS_CPU,
@@ -44,6 +25,7 @@ PLANTS = [
     ),
     Plant(
         "no barrier before the known cells are counted",
+        KERNEL,
         "__syncthreads();\n    num_known",
         "num_known",
         EQUALS_CPU,
@@ -51,6 +33,7 @@ PLANTS = [
     ),
     Plant(
         "known cells behind the last",
+        KERNEL,
         "places_[i] != kNone && known[",
         "known[",
         EQUALS_CPU,
@@ -58,39 +41,29 @@ PLANTS = [
     ),
     Plant(
         "keys of 31 bits",
+        KERNEL,
         "first.z = smallest_of_equals(first.y, middle);",
         "first.z = first.y;",
-        "test_keys_that_differ_in_their_lower_half_only",
-        WRONG_ORDER,
+        "test_group_order_cuda.py::test_keys_that_differ_in_their_lower_half_only",
+        WRONG_RESULT,
     ),
     Plant(
         "a random cell by its score",
+        KERNEL,
         "choice == Choice::kRandom ? kAnyPlace : 0",
         "0",
         EQUALS_CPU,
-        WRONG_ORDER,
+        WRONG_RESULT,
     ),
 ]
 
 
 @pytest.fixture(scope="module")
-def reports(tmp_path_factory):
-    """What the tests print of each plant."""
-
-    def run(plant):
-        source = KERNEL.read_text()
-        assert source.count(plant.before) == 1, f"planted nowhere: {plant}"
-        folder = tmp_path_factory.mktemp("plant")
-        (folder / KERNEL.name).write_text(source.replace(plant.before, plant.after))
-        test = f"tests/test_group_order_cuda.py::{plant.test}"
-        return emulator.run_tests(folder, "-k", "simt", test)
-
-    with ThreadPoolExecutor(2) as pool:
-        return dict(zip(PLANTS, pool.map(run, PLANTS), strict=True))
+def results(tmp_path_factory):
+    """What became of the tests, by plant."""
+    return run_plants(PLANTS, "simt", tmp_path_factory.mktemp)
 
 
 @pytest.mark.parametrize("plant", PLANTS, ids=str)
-def test_a_planted_bug_is_found(reports, plant):
-    result = reports[plant]
-    assert result.returncode == 1, result.stdout
-    assert re.search(plant.found, result.stdout), result.stdout
+def test_a_planted_bug_is_found(results, plant):
+    assert_found(plant, results[plant])
