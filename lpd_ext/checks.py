@@ -187,9 +187,17 @@ def check_float(op: str, argument: str, value: float) -> None:
 
 
 def check_order_arguments(
-    op: str, seeds: Tensor, grid: tuple[int, int], known: Tensor | None
+    op: str,
+    seeds: Tensor,
+    grid: tuple[int, int],
+    known: Tensor | None,
+    *,
+    unread: Sequence[str] = (),
 ) -> int | None:
-    """Check what all orders take; count the known positions, None where contents are not read."""
+    """Check what all orders take; count the known positions, None where contents are not read.
+
+    They are not while compiling, nor on the types of device in ``unread``: nobody waits for those.
+    """
     check_tensor(op, "seeds", seeds, (torch.int64,), "[batch]", 1)
     if not isinstance(grid, (tuple, list)):
         fail(TypeError, op, "grid", "(height, width)", type(grid).__name__)
@@ -205,7 +213,7 @@ def check_order_arguments(
     check_tensor(op, "known", known, (torch.bool,), names, 2)
     check_shape(op, "known", known, (seeds.shape[0], grid[0] * grid[1]), names)
     check_device(op, "known", known, seeds.device)
-    if torch.compiler.is_compiling() or known.shape[0] == 0:
+    if torch.compiler.is_compiling() or known.shape[0] == 0 or known.device.type in unread:
         return None
     counts = known.sum(dim=1)
     fewest, most = int(counts.min()), int(counts.max())

@@ -17,6 +17,7 @@ from lpd_ext.verdicts import driver_version, verdicts
 RUN_ON: Mapping[str, tuple[str, ...]] = {
     "group_attention": (),
     "masked_attention": (),
+    "group_order": (),
     "token_selection": (),
     "token_selection_": (),
 }

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from lpd_ext import ops
 from lpd_ext.ops import reference
-from lpd_ext.schedule import group_sizes
 
 VERIFIED, FAILED, NOT_BUILT = "verified", "failed", "not built"
 STATES = (VERIFIED, FAILED, NOT_BUILT)
@@ -203,10 +202,16 @@ def _check_group_embedding(device: torch.device) -> str:
 
 
 def _check_group_order(device: torch.device) -> str:
-    seeds, grid = _integers([0, -1, 2**40]), (6, 7)
-    sizes = group_sizes(42, 6)
-    order = ops.group_order(seeds.to(device), grid, sizes)
-    _expect_close(order, reference.group_order(seeds, grid, sizes), 0)
+    seeds = _integers([0, -1, 2**40])
+    calls: list[tuple[tuple[int, int], list[int], Tensor | None]] = [
+        ((6, 7), [1, 4, 7, 9, 10, 11], None),
+        ((6, 7), [2, 4, 6, 9, 10], _Inputs().uniform(3, 42).argsort(dim=1) < 11),
+        ((1, 257), [1, 60, 90, 106], None),  # more cells than one warp of the kernel takes
+    ]
+    for grid, sizes, known in calls:
+        moved = None if known is None else known.to(device)
+        order = ops.group_order(seeds.to(device), grid, sizes, known=moved)
+        _expect_close(order, reference.group_order(seeds, grid, sizes, known=known), 0)
     return "same orders as the reference"
 
 

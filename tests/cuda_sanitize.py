@@ -12,7 +12,7 @@ from itertools import product
 
 import torch
 
-from lpd_ext import cuda_variant
+from lpd_ext import cuda_variant, group_sizes
 from lpd_ext.ops import reference
 from lpd_ext.ops.group_attention import HEAD_DIMS
 
@@ -28,6 +28,9 @@ PAIRS = [
     (450, ((430, 10, 19), (380, 3, 5))),
 ]
 VOCAB_SIZES = (1, 1000, 3001, 16384, 20000, 33001)
+
+# Grids for one warp, four and sixteen, without and with known cells.
+ORDERS = [((16, 16), 0), ((5, 7), 13), ((19, 20), 0), ((19, 20), 330), ((40, 41), 1600)]
 
 
 def group_attention(device, dtype, head_dim, slots, images, shift):
@@ -112,6 +115,22 @@ def token_selection(device, dtype, vocab_size):
         assert (tokens.cpu()[:, 1:4] == -7).all()
 
 
+def group_order(device, grid, num_known):
+    """Two images against the reference; on a GPU images with too few known cells get -1."""
+    op = torch.ops.lpd_ext.group_order
+    generator = torch.Generator().manual_seed(num_known)
+    seq_len = grid[0] * grid[1]
+    sizes = group_sizes(seq_len - num_known, 4)
+    seeds = torch.tensor([7, -7])
+    known = torch.rand(2, seq_len, generator=generator).argsort(1) < num_known
+    options = (grid, sizes, 1.0, 2)
+    order = op(seeds.to(device), *options, known.to(device) if num_known else None)
+    assert torch.equal(order.cpu(), reference.group_order(seeds, grid, sizes, known=known))
+    if num_known and device.type == "cuda":
+        none = torch.zeros(2, seq_len, dtype=torch.bool).to(device)
+        assert (op(seeds.to(device), *options, none).cpu() == -1).all()
+
+
 def close(got, expected, dtype):
     torch.testing.assert_close(
         got.cpu(), expected, rtol=0, atol=TOLERANCE[dtype], equal_nan=True, check_device=False
@@ -131,7 +150,9 @@ def run(device):
             masked_attention(device, dtype, head_dim, shift)
     for dtype, vocab_size in product(TOLERANCE, VOCAB_SIZES):
         token_selection(device, dtype, vocab_size)
-    return len(cases) + len(TOLERANCE) * len(VOCAB_SIZES)
+    for grid, num_known in ORDERS:
+        group_order(device, grid, num_known)
+    return len(cases) + len(TOLERANCE) * len(VOCAB_SIZES) + len(ORDERS)
 
 
 if __name__ == "__main__":

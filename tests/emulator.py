@@ -17,6 +17,7 @@ STATS = (  # in the order of simt::Stats
     *("mma", "async_copies", "ldmatrix_phases", "bank_conflicts"),
 )
 ORDERS = ("forward", "reverse", "random")  # of threads and blocks
+SCHEDULES = [("forward", 1), ("reverse", 1), ("random", 1), ("random", 2)]  # order, seed
 
 
 @cache
@@ -34,6 +35,19 @@ def load():
 def configure(order="random", seed=1):
     """Set the schedule of the launches that follow."""
     load().simt_configure(ORDERS.index(order), ctypes.c_uint64(seed), 0)
+
+
+def assert_bits_equal_on_schedules(function):
+    """Assert that a function's tensors are the same on each of the schedules."""
+    first = None
+    try:
+        for order, seed in SCHEDULES:
+            configure(order, seed)
+            result = function()
+            first = result if first is None else first
+            torch.testing.assert_close(result, first, rtol=0, atol=0, equal_nan=True)
+    finally:
+        configure()
 
 
 def stats():

@@ -93,14 +93,20 @@ def mutated(source: str, mutant: Mutant) -> str:
 
 
 def tests_of(file: str) -> list[str]:
-    """Return the test files of the op that a file is named after, or else of all CUDA kernels."""
-    own = [op for op in ops_with_kernels() if file.startswith(op)]
+    """Return the test files of the op that a file is named after, or else of those that use it."""
+    ops = ops_with_kernels()
+    own = [op for op in ops if file.startswith(op)] or [op for op in ops if includes(op, file)]
     return sorted(
         str(path)
-        for op in own or ops_with_kernels()
+        for op in own
         for path in ROOT.glob(f"tests/test_{op}*.py")
         if not path.stem.endswith("_planted")  # those change the source themselves
     )
+
+
+def includes(op: str, header: str) -> bool:
+    """Whether a kernel of an op includes a header itself."""
+    return any(f'"{header}"' in path.read_text() for path in KERNELS.glob(f"{op}*"))
 
 
 def ops_with_kernels() -> list[str]:

@@ -47,6 +47,12 @@ EXPECTED = {
         r"ATOMS\.ADD\b",
         r"C?REDUX\b",
     ],
+    r"group_order_kernel<\d+>": [
+        r"C?REDUX\.MIN\b",  # a pick: no shuffles
+        r"LDC\.U16\b",  # places of scores: parameters that are looked up, and not copied
+        r"IMAD\.WIDE\.U32\b",  # Philox
+    ],
+    r"group_order_kernel<(4|16)>": [r"STS\.128\b", r"LDS\.128\b", r"BAR\.SYNC\b"],
 }
 
 

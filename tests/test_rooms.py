@@ -34,7 +34,7 @@ INCLUDES = {
     "csrc/torch": [
         r"torch/(csrc/stable|headeronly)/.*",
         r"lpd/.*\.h",
-        r"(checks|cuda_.*|library|workspace)\.h",
+        r"(attention|checks|cuda_.*|library|workspace)\.h",
     ],
 }
 INCLUDES_OF_FILE = {
@@ -73,7 +73,7 @@ IMPORTS = {
     "lpd_ext/cpu_variant.py": ["lpd_ext._binary", "lpd_ext.checks"],
     "lpd_ext/cuda_variant.py": ["lpd_ext._binary", "lpd_ext.checks"],
     "lpd_ext/models": ["lpd_ext.models", "lpd_ext.checks", "lpd_ext.files"],
-    "lpd_ext/self_check.py": ["lpd_ext.ops", "lpd_ext.schedule"],
+    "lpd_ext/self_check.py": ["lpd_ext.ops"],
     "lpd_ext/verdicts.py": ["lpd_ext._binary", "lpd_ext.files", "lpd_ext.self_check"],
     "lpd_ext/kernels.py": ["lpd_ext.ops", "lpd_ext.verdicts"],
     "lpd_ext/arrays.py": ["lpd_ext.checks"],

@@ -210,6 +210,14 @@ def test_mass_above_equal_to_top_p_keeps(device, top_p, kept):
     assert set(ids.flatten().tolist()) == kept
 
 
+def chi_square_p(counts, expected):
+    """How likely counts are that differ from the expected ones by as much or more."""
+    assert (expected >= 5).all()
+    statistic = ((counts - expected) ** 2 / expected).sum()
+    freedom = torch.tensor(len(expected) - 1.0).double()
+    return torch.special.gammaincc(freedom / 2, statistic / 2)
+
+
 @pytest.mark.parametrize(
     ("peak", "arguments"),
     [(0.0, {}), (6.0, {}), (1.0, {"temperature": 0.8, "top_k": 40, "top_p": 0.9})],
@@ -221,7 +229,7 @@ def test_draws_follow_the_distribution(torch_device, peak, arguments):
     if peak:
         logits = torch.randn(vocab_size, generator=rng(3)) * 0.5
         logits[11] += peak
-    uniform = random_uniform(1, num_draws, seed=5)
+    uniform = random_uniform(1, num_draws)  # of seed 0, the first one: not picked
     rows = logits.to(torch_device).expand(1, num_draws, vocab_size)
     counts = token_selection(rows, uniform.to(torch_device), **arguments).flatten().bincount().cpu()
     counts = torch.nn.functional.pad(counts, (0, vocab_size - len(counts)))
@@ -230,9 +238,10 @@ def test_draws_follow_the_distribution(torch_device, peak, arguments):
     expected = kept_probability(logits, *(defaults | arguments).values()) * num_draws
     assert (counts[expected == 0] == 0).all()
     expected, counts = expected[expected > 0], counts[expected > 0]
-    statistic = ((counts - expected) ** 2 / expected).sum()
-    freedom = torch.tensor(len(expected) - 1.0)
-    assert torch.special.gammaincc(freedom / 2, statistic.float() / 2) > 0.001
+    assert chi_square_p(counts, expected) > 0.001
+    # Probabilities that are off by 2 % would be noticed.
+    wrong = expected * torch.where(torch.arange(len(expected)) % 2 == 0, 1.02, 0.98)
+    assert chi_square_p(counts, wrong * num_draws / wrong.sum()) < 1e-6
 
 
 @pytest.mark.usefixtures("variant")
@@ -261,3 +270,22 @@ def test_the_tail_gets_its_share(torch_device, bits):
         logits.to(torch_device).expand(1, num_draws, 2), uniform[None].to(torch_device)
     )
     assert ids.double().mean().item() == pytest.approx(0.25, rel=2**-10 if bits == 28 else 2**-5)
+
+
+@pytest.mark.usefixtures("variant")
+@pytest.mark.parametrize("place", [0, 2, 4])
+def test_a_rare_token_gets_its_share_wherever_it_stands(device, place):
+    # Three tokens of probability 2^-28 around two of 1/2, and draws from the token's part of the
+    # unit interval and what lies around it, one from each of equal strata: the count is exact.
+    num_draws = 1500
+    logits = torch.tensor([-27.0, 0.0, -27.0, 0.0, -27.0]) * torch.log(torch.tensor(2.0))
+    probability = logits.double().softmax(0)
+    assert probability[place].item() == pytest.approx(2**-28, rel=1e-6)
+    end = probability.cumsum(0)[place] + probability[place]
+    begin = (end - 3 * probability[place]).clamp(min=0)
+    end = end.clamp(max=1)
+    stratified = (torch.arange(num_draws, dtype=torch.float64) + 0.5) / num_draws
+    uniform = begin + (end - begin) * stratified
+    ids = token_selection(logits.to(device).expand(1, num_draws, 5), uniform[None].to(device))
+    share = num_draws * probability[place] / (end - begin)
+    assert ((ids == place).sum().cpu() - share).abs() <= 1

@@ -101,7 +101,7 @@ template <class T>
 inline void run_pair(const Params& params, int64_t number, const Space& space) {
   const int64_t image = number / params.num_heads, head = number % params.num_heads;
   const int64_t head_dim = params.head_dim, q_len = params.q_len;
-  const auto part = [&](const void* tensor, const Params::Strides& strides) {
+  const auto part = [&](const void* tensor, const AttentionStrides& strides) {
     return static_cast<const T*>(tensor) + image * strides.batch + head * strides.head;
   };
   load_queries(part(params.q, params.q_strides), params.q_strides.row, q_len, head_dim,

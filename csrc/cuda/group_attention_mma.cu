@@ -24,7 +24,10 @@
 // row does.
 //
 // Shared memory and registers leave room for two CTAs a multiprocessor, 37 KB of tiles in flight at
-// head_dim 64: what 4.3 TB/s on 132 of them deliver in 1.1 us.
+// head_dim 64: what 4.3 TB/s on 132 of them deliver in 1.1 us. Predicted floors of the last step at
+// that bandwidth (benchmarks/roofline.py), with guidance, at batch 1, 8, 64 and 256:
+//   L / 256 px, 40 rows x 257 keys    0.60   4.8   39   155 us
+//   L / 512 px, 67 rows x 1025 keys    2.1    17  137   549 us
 //
 // Not yet run on a GPU.
 #include <algorithm>

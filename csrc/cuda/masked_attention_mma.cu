@@ -16,7 +16,9 @@
 // are not finite go into the products as 0 and, rare as they are, are added one by one to the rows
 // that see them. A row's bits depend on nothing but what it sees.
 //
-// Keys are not split over CTAs: few pairs with many keys leave part of a large GPU idle.
+// A pair of 40 rows and 257 keys of 64 moves 76 KB: at 4.3 TB/s a predicted floor of 0.57 us for 32
+// pairs, of 145 us for 8192. Keys are not split over CTAs: few pairs with many keys leave part of a
+// large GPU idle.
 //
 // Not yet run on a GPU.
 #include <cmath>

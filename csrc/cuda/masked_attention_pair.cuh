@@ -18,7 +18,7 @@ struct MaskedAttentionPair {
     const int num_heads = static_cast<int>(params.num_heads);
     image = number / num_heads;
     const int64_t head = number % num_heads;
-    const auto part = [&](const void* tensor, const MaskedAttentionParams::Strides& strides) {
+    const auto part = [&](const void* tensor, const AttentionStrides& strides) {
       return static_cast<const T*>(tensor) + image * strides.batch + head * strides.head;
     };
     q = part(params.q, params.q_strides);

@@ -5,7 +5,7 @@
 
 #if defined(LPD_CUDA)
 
-#include "lpd/group_attention.h"
+#include "lpd/attention.h"
 
 namespace lpd::binding {
 

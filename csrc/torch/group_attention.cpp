@@ -6,6 +6,7 @@
 
 #include <utility>
 
+#include "attention.h"
 #include "checks.h"
 #include "cuda_launch.h"
 #include "cuda_variant.h"
@@ -16,10 +17,6 @@ namespace lpd::binding {
 namespace {
 
 constexpr const char* kOp = "group_attention";
-
-CacheStrides cache_strides(const Tensor& cache) {
-  return {.batch = cache.stride(0), .head = cache.stride(1), .row = cache.stride(2)};
-}
 
 // What an image's rows and keys are: numbers for all, or in the ragged form tensors [batch].
 struct Lengths {
@@ -47,8 +44,7 @@ GroupAttentionParams checked_params(const Tensor& qkv,
   check_shape(qkv, {-1, -1, 3, -1, -1}, kOp, "qkv");
   const int64_t batch = qkv.size(0), q_len = qkv.size(1);
   const int64_t num_heads = qkv.size(3), head_dim = qkv.size(4);
-  STD_TORCH_CHECK(head_dim % 16 == 0, kOp,
-                  ": argument `qkv`: expected a head_dim that is a multiple of 16, got ", head_dim);
+  check_head_dim(head_dim, kOp, "qkv");
   STD_TORCH_CHECK(
       qkv.numel() == 0 || (qkv.stride(4) == 1 && (num_heads == 1 || qkv.stride(3) == head_dim) &&
                            qkv.stride(2) == num_heads * head_dim),
@@ -56,11 +52,8 @@ GroupAttentionParams checked_params(const Tensor& qkv,
   const Dtype dtype = float_dtype(qkv, kOp, "qkv");
   check_shape(k_cache, {batch, num_heads, -1, head_dim}, kOp, "k_cache");
   check_shape(v_cache, {batch, num_heads, k_cache.size(2), head_dim}, kOp, "v_cache");
-  for (const auto& [cache, argument] : {std::pair(&k_cache, "k_cache"), {&v_cache, "v_cache"}}) {
-    check_dtype(*cache, qkv.scalar_type(), kOp, argument);
-    STD_TORCH_CHECK(cache->numel() == 0 || cache->stride(3) == 1, kOp, ": argument `", argument,
-                    "`: head_dim must be contiguous");
-  }
+  check_heads(k_cache, qkv.scalar_type(), kOp, "k_cache");
+  check_heads(v_cache, qkv.scalar_type(), kOp, "v_cache");
   STD_TORCH_CHECK(k_cache.numel() == 0 || k_cache.const_data_ptr() != v_cache.const_data_ptr(), kOp,
                   ": argument `v_cache`: must not overlap k_cache");
   const int64_t cache_len = lengths.cache_len, context_len = lengths.context_len;
@@ -88,8 +81,8 @@ GroupAttentionParams checked_params(const Tensor& qkv,
       .out = nullptr,
       .qkv_batch_stride = qkv.stride(0),
       .qkv_row_stride = qkv.stride(1),
-      .k_strides = cache_strides(k_cache),
-      .v_strides = cache_strides(v_cache),
+      .k_strides = strides_of(k_cache),
+      .v_strides = strides_of(v_cache),
   };
 }
 
@@ -121,18 +114,12 @@ struct OnCpu {
   }
 
   static void run(const GroupAttentionParams& params, const Tensors&) {
-    // A thread is worth waking for about 20 us of work. Padding makes small pairs dearer than their
-    // products.
-    constexpr int64_t kProductsPerTask = int64_t{1} << 20;
     const int64_t cache_len = params.q_lens == nullptr ? params.cache_len : params.max_kv_len;
-    const int64_t kv_len = cache_len + params.q_len;
-    const int64_t products = (params.q_len + 16) * (kv_len + 8) * params.head_dim * 2;
-    const int64_t grain_size = kProductsPerTask / (products + 1) + 1;
-    torch::stable::parallel_for(
-        0, params.batch * params.num_heads, grain_size, [&](int64_t begin, int64_t end) {
-          cpu::group_attention(params, begin, end,
-                               workspace(cpu::group_attention_workspace_size(params)));
-        });
+    const size_t bytes = cpu::group_attention_workspace_size(params);
+    for_pairs(params.batch * params.num_heads, params.q_len, cache_len + params.q_len,
+              params.head_dim, [&](int64_t begin, int64_t end) {
+                cpu::group_attention(params, begin, end, workspace(bytes));
+              });
   }
 };
 

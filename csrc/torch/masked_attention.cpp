@@ -4,8 +4,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
-#include <utility>
-
+#include "attention.h"
 #include "checks.h"
 #include "cuda_launch.h"
 #include "cuda_variant.h"
@@ -34,10 +33,6 @@ struct Tensors {
     function(mask, "mask");
   }
 };
-
-MaskedAttentionParams::Strides strides_of(const Tensor& tensor) {
-  return {.batch = tensor.stride(0), .head = tensor.stride(1), .row = tensor.stride(2)};
-}
 
 // Fills in the mask, in whichever of its four forms it comes.
 void take_mask(const Tensor& mask, MaskedAttentionParams& params) {
@@ -71,16 +66,13 @@ MaskedAttentionParams checked_params(const Tensors& tensors, double scale) {
   const auto& [q, k, v, mask, out] = tensors;
   check_shape(q, {-1, -1, -1, -1}, kOp, "q");
   const int64_t batch = q.size(0), num_heads = q.size(1), q_len = q.size(2), head_dim = q.size(3);
-  STD_TORCH_CHECK(head_dim % 16 == 0, kOp,
-                  ": argument `q`: expected a head_dim that is a multiple of 16, got ", head_dim);
+  check_head_dim(head_dim, kOp, "q");
   const Dtype dtype = float_dtype(q, kOp, "q");
   check_shape(k, {batch, num_heads, -1, head_dim}, kOp, "k");
   check_shape(v, {batch, num_heads, k.size(2), head_dim}, kOp, "v");
-  for (const auto& [tensor, argument] : {std::pair(&q, "q"), {&k, "k"}, {&v, "v"}}) {
-    check_dtype(*tensor, q.scalar_type(), kOp, argument);
-    STD_TORCH_CHECK(tensor->numel() == 0 || tensor->stride(3) == 1, kOp, ": argument `", argument,
-                    "`: head_dim must be contiguous");
-  }
+  check_heads(q, q.scalar_type(), kOp, "q");
+  check_heads(k, q.scalar_type(), kOp, "k");
+  check_heads(v, q.scalar_type(), kOp, "v");
   check_dtype(out, q.scalar_type(), kOp, "out");
   check_shape(out, {batch, num_heads, q_len, head_dim}, kOp, "out");
   STD_TORCH_CHECK(out.is_contiguous(), kOp, ": argument `out`: must be contiguous");
@@ -117,16 +109,11 @@ struct OnCpu {
   }
 
   static void run(const MaskedAttentionParams& params, const Tensors&) {
-    // A thread is worth waking for about 20 us of work. Padding makes small pairs dearer than their
-    // products.
-    constexpr int64_t kProductsPerTask = int64_t{1} << 20;
-    const int64_t products = (params.q_len + 16) * (params.kv_len + 8) * params.head_dim * 2;
-    const int64_t grain_size = kProductsPerTask / (products + 1) + 1;
-    torch::stable::parallel_for(
-        0, params.batch * params.num_heads, grain_size, [&](int64_t begin, int64_t end) {
-          cpu::masked_attention(params, begin, end,
-                                workspace(cpu::masked_attention_workspace_size(params)));
-        });
+    const size_t bytes = cpu::masked_attention_workspace_size(params);
+    for_pairs(params.batch * params.num_heads, params.q_len, params.kv_len, params.head_dim,
+              [&](int64_t begin, int64_t end) {
+                cpu::masked_attention(params, begin, end, workspace(bytes));
+              });
   }
 };
 

@@ -12,19 +12,12 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "lpd/arithmetic.h"
+#include "lpd/attention.h"
 #include "lpd/cuda_runtime.h"
 #include "lpd/dtype.h"
 #include "lpd/inline.h"
 
 namespace lpd {
-
-// In elements; head_dim itself is contiguous.
-struct CacheStrides {
-  int64_t batch;
-  int64_t head;
-  int64_t row;
-};
 
 struct GroupAttentionParams {
   int64_t batch;
@@ -48,8 +41,8 @@ struct GroupAttentionParams {
 
   int64_t qkv_batch_stride;
   int64_t qkv_row_stride;
-  CacheStrides k_strides;
-  CacheStrides v_strides;
+  AttentionStrides k_strides;
+  AttentionStrides v_strides;
 };
 
 struct GroupLengths {

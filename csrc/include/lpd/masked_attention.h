@@ -9,7 +9,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "lpd/arithmetic.h"
+#include "lpd/attention.h"
 #include "lpd/cuda_runtime.h"
 #include "lpd/dtype.h"
 #include "lpd/inline.h"
@@ -17,13 +17,6 @@
 namespace lpd {
 
 struct MaskedAttentionParams {
-  // In elements; head_dim itself is contiguous.
-  struct Strides {
-    int64_t batch;
-    int64_t head;
-    int64_t row;
-  };
-
   int64_t batch;
   int64_t num_heads;
   int64_t q_len;
@@ -40,9 +33,9 @@ struct MaskedAttentionParams {
   const uint8_t* mask;         // [batch, q_len, kv_len], the last contiguous; not 0: seen
   void* out;                   // [batch, num_heads, q_len, head_dim], contiguous
 
-  Strides q_strides;
-  Strides k_strides;
-  Strides v_strides;
+  AttentionStrides q_strides;
+  AttentionStrides k_strides;
+  AttentionStrides v_strides;
   int64_t mask_batch_stride;  // of prefix_lens or mask
   int64_t mask_row_stride;
 };
