@@ -8,7 +8,6 @@ DRAW, THRESHOLD = "token_selection_draw.cuh", "token_selection_threshold.cuh"
 IDS = "test_token_selection_exact.py::test_ids_are_those_of_the_cpu"
 SELECTION = "simt and (1000- or 5000 or 16384 or 16385- or carry)"
 
-
 # Three of five kernels: less to compile.
 LEFT_OUT = [
     (f"if (params.vocab_size <= {size}) return launch<T, {warps}, kChunks>(params, stream);", "")
@@ -78,7 +77,7 @@ PLANTS = [
         "through - own, warp)",
         "through, warp)",
         IDS,
-        WRONG_RESULT,
+        WRONG_RESULT + "|uninitialised .*shared scratch",  # no bin is found
     ),
 ]
 
