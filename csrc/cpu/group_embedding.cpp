@@ -10,6 +10,8 @@
 
 namespace lpd::cpu::plain {
 
+#include "with_dtype.inl"
+//
 #include "layer_norm.inl"
 //
 #include "group_embedding.inl"
@@ -20,6 +22,8 @@ namespace lpd::cpu::plain {
 LPD_TARGET_BEGIN(LPD_AVX2)
 namespace lpd::cpu::avx2 {
 
+#include "with_dtype.inl"
+//
 #include "layer_norm.inl"
 //
 #include "group_embedding.inl"
@@ -30,6 +34,8 @@ LPD_TARGET_END
 LPD_TARGET_BEGIN(LPD_AVX512)
 namespace lpd::cpu::avx512 {
 
+#include "with_dtype.inl"
+//
 #include "layer_norm.inl"
 //
 #include "group_embedding.inl"
