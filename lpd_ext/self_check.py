@@ -203,7 +203,11 @@ def _check_add_layer_norm(device: torch.device) -> str:
     norm = (inputs.normal(48), inputs.normal(48))
     moved = (norm[0].to(device), norm[1].to(device))
     for dtype, tolerance in _TOLERANCE.items():
-        x, delta, bias = inputs.normal(2, 5, 48), inputs.normal(2, 5, 48).to(dtype), inputs.normal(48)
+        x, delta, bias = (
+            inputs.normal(2, 5, 48),
+            inputs.normal(2, 5, 48).to(dtype),
+            inputs.normal(48),
+        )
         expected_x, expected = x.double(), torch.zeros(2, 5, 48, dtype=torch.float64, device="cpu")
         exact: Any = {"delta": delta.double(), "bias": bias.double(), "out": expected}
         reference.add_layer_norm(expected_x, norm, **exact)

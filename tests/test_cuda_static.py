@@ -36,6 +36,13 @@ EXPECTED = {
     r"group_attention_mma_kernel<.*>|masked_attention_mma_kernel<\w+, \d\d>": [r"STG\.E\.128\b"],
     r"masked_attention_pack_kernel": [r"LDG\.E\.U8\b", r"VOTE\b", r"STG\.E\.64\b"],
     r"group_attention_merge_kernel<.*>": [r"LDG\.E\.128\b", r"STG\.E\.128\b"],
+    r"(add_layer_norm|group_embedding)_kernel<.*>": [
+        r"LDG\.E\.128\b",
+        r"STG\.E\.128\b",
+        r"SHFL\.BFLY\b",
+        r"MUFU\.RSQ\b",
+    ],
+    r"bias_gelu_kernel<.*>": [r"LDG\.E\.128\b", r"STG\.E\.128\b", r"MUFU\.EX2\b"],
 }
 
 

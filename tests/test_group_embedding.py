@@ -38,8 +38,7 @@ def make_inputs(batch=3, seq_len=12, dim=48, dtype=torch.float32, copies=1, cont
         "context": context,
         "query_end": query_end,
         "norm_eps": 1e-6,
-        "out": torch.full((copies * batch, query_end - context[0], dim), SENTINEL,
-                          device=device),
+        "out": torch.full((copies * batch, query_end - context[0], dim), SENTINEL, device=device),
     }
 
 

@@ -74,7 +74,7 @@ __global__ void __launch_bounds__(kMaxRowThreads)
 cudaError_t group_embedding(const GroupEmbeddingParams& params, cudaStream_t stream) {
   const int64_t num_rows = params.batch * (params.query_end - params.context_begin);
   if (num_rows == 0) return cudaSuccess;
-  if (num_rows > INT32_MAX || params.dim > kMaxNormDim) return cudaErrorInvalidValue;
+  if (num_rows > INT32_MAX) return cudaErrorInvalidValue;
   return with_dtype(params.dtype, [&](auto element) {
     using T = decltype(element);
     const bool aligned =

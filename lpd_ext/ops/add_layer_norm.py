@@ -121,24 +121,23 @@ def _arguments(
     check_device_type(_OP, "x", x, ("cpu", "cuda"))
     dim = x.shape[2]
     check_norm_dim(_OP, "x", dim)
+    for name, rows in (("x", x), ("delta", delta), ("out", out)):
+        if rows is not None:
+            check_tensor(_OP, name, rows, _DTYPES, _ROWS, 3)
+            check_shape(_OP, name, rows, x.shape, _ROWS)
+            check_device(_OP, name, rows, x.device)
+            check_rows(_OP, name, rows)
     check_norm(_OP, norm, dim, x.device)
     check_norm_eps(_OP, norm_eps)
-    written = {"x": x, "out": out}
     read = {"norm[0]": norm[0], "norm[1]": norm[1]}
     if delta is not None:
-        check_tensor(_OP, "delta", delta, _DTYPES, _ROWS, 3)
         read["delta"] = delta
     if bias is not None:
         if delta is None:
             fail(ValueError, _OP, "bias", "none without a delta", "one")
         check_bias(_OP, bias, dim, delta)
         read["bias"] = bias
-    check_tensor(_OP, "out", out, _DTYPES, _ROWS, 3)
-    for name, rows in (("x", x), ("delta", delta), ("out", out)):
-        if rows is not None:
-            check_shape(_OP, name, rows, x.shape, _ROWS)
-            check_device(_OP, name, rows, x.device)
-            check_rows(_OP, name, rows)
+    written = {"x": x, "out": out}
     for name, rows in written.items():
         check_apart_within(_OP, name, rows)
     check_apart(_OP, written, read)
