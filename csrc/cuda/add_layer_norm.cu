@@ -2,8 +2,8 @@
 //
 // A CTA owns a row and holds it in registers (layer_norm.cuh): x and delta are read once, x and out
 // written once. Bound by memory: 12 bytes an element with bfloat16 around a float32 x, some 20
-// operations. A row of LPD-L (1024) is 12 KiB: predicted 0.15 us at batch 1 (2 x 26 rows, so the
-// launch and two round trips to L2 are what it takes) and 38 us at batch 256, at 4.3 TB/s.
+// operations. A row of LPD-L (1024) is 12 KiB. Floor at 4.3 TB/s, predicted: 0.15 us at batch 1
+// (2 x 26 rows, where the launch and a round trip to memory are what it takes), 38 us at batch 256.
 //
 // Not yet run on a GPU.
 #include "bias.cuh"

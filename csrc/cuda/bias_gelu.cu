@@ -2,9 +2,9 @@
 //
 // A thread takes 8 neighbours of a row, 16 bytes of a narrow dtype. The exact erf is dear: read and
 // written in bfloat16 an element is 4 bytes, in whose time at 4.3 TB/s an H200 issues some 27
-// operations for it, about what it takes. So memory and arithmetic bound it alike. Predicted for
-// LPD-L (4096 features): 0.2 us at batch 1 (2 x 26 rows, so the launch is what it takes), 51 us at
-// batch 256.
+// instructions for it, and in SASS it has 24 for GELU and 8 around. So memory and arithmetic bound
+// it alike. Floor for LPD-L (4096 features) by memory, predicted: 0.2 us at batch 1 (2 x 26 rows,
+// where the launch is what it takes), 51 us at batch 256.
 //
 // Not yet run on a GPU.
 #include <cmath>

@@ -3,8 +3,8 @@
 //
 // A CTA owns a row and holds it in registers (layer_norm.cuh); all copies are written from there. A
 // row waits for three loads that need each other (order, token, table), which is what the launch
-// takes at batch 1; with many rows it is bound by memory: dim * (2 * 2 + 4 * copies) bytes a row
-// with bfloat16 tables.
+// takes at batch 1; many rows are bound by memory, with bfloat16 tables and two copies 12 KiB a
+// row of 1024. Floor at 4.3 TB/s, predicted: 0.07 us at batch 1 (26 rows), 19 us at batch 256.
 //
 // Not yet run on a GPU.
 #include <cmath>
