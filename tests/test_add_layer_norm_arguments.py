@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from test_add_layer_norm import ROWS, VECTORS, changed, make_inputs, same_dtype
 from test_fused_linear import SENTINEL
+from test_group_embedding_arguments import grad, meta, of_norm, strided
 
 from lpd_ext.ops import add_layer_norm
 from lpd_ext.ops.add_layer_norm import prepare_add_layer_norm
@@ -63,22 +64,6 @@ def test_a_launch_sees_what_its_tensors_hold(device):
         launch()
         for result, expected in zip((inputs["x"], inputs["out"]), same_dtype(new), strict=True):
             torch.testing.assert_close(result, expected)
-
-
-def strided(tensor):
-    return tensor.mT.contiguous().mT
-
-
-def meta(tensor):
-    return tensor.to("meta")
-
-
-def of_norm(index, change):
-    return lambda norm: tuple(change(x) if i == index else x for i, x in enumerate(norm))
-
-
-def grad(tensor):
-    return tensor.requires_grad_()
 
 
 BAD_INPUTS = [

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from test_bias_gelu import make_inputs, run
 from test_fused_linear import SENTINEL
+from test_group_embedding_arguments import grad, meta
 
 from lpd_ext.ops import bias_gelu
 from lpd_ext.ops.bias_gelu import prepare_bias_gelu
@@ -55,14 +56,6 @@ def test_a_launch_sees_what_its_tensors_hold(device, in_place):
         bias.copy_(new["bias"])
         launch()
         assert torch.equal(out, run(new))
-
-
-def meta(tensor):
-    return tensor.to("meta")
-
-
-def grad(tensor):
-    return tensor.requires_grad_()
 
 
 def strided(tensor):

@@ -1,4 +1,6 @@
 // add_layer_norm, for the namespace and target of the including file.
+#include "layer_norm.inl"
+#include "with_dtype.inl"
 
 // x += delta + bias, where there is one.
 template <class Delta, class Bias>

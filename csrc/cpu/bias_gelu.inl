@@ -1,4 +1,6 @@
 // bias_gelu, for the namespace and target of the including file.
+#include "gelu.inl"
+#include "with_dtype.inl"
 
 // Of kLanes elements.
 template <class T, class Bias>

@@ -1,4 +1,6 @@
 // group_embedding, for the namespace and target of the including file.
+#include "layer_norm.inl"
+#include "with_dtype.inl"
 
 template <class T>
 inline void embed_row(const GroupEmbeddingParams& params, int64_t image, int64_t row) {
