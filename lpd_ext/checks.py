@@ -10,6 +10,7 @@ from torch import Tensor
 
 _MAX_FLOAT32 = torch.finfo(torch.float32).max
 _MAX_CELLS = 2**31 - 1  # positions are 32-bit in the kernels
+_MAX_NORM_DIM = 8192  # csrc/include/lpd/layer_norm.h
 
 
 def fail(error: type[Exception], op: str, argument: str, expected: str, got: object) -> NoReturn:
@@ -101,6 +102,22 @@ def check_norm(op: str, norm: tuple[Tensor, Tensor], features: int, device: torc
         check_shape(op, "norm", tensor, (features,), "[features]")
         check_device(op, "norm", tensor, device)
         check_rows(op, "norm", tensor)
+
+
+def check_norm_dim(op: str, argument: str, dim: int) -> None:
+    """Demand a length of rows that the kernels normalise."""
+    if not 0 < dim <= _MAX_NORM_DIM or dim % 16:
+        wanted = f"a dim of at most {_MAX_NORM_DIM} that is a multiple of 16"
+        fail(NotImplementedError, op, argument, wanted, dim)
+
+
+def check_bias(op: str, bias: Tensor, features: int, added_to: Tensor) -> None:
+    """Demand a bias of float32 or of the dtype of what it is added to."""
+    dtypes = dict.fromkeys((torch.float32, added_to.dtype))
+    check_tensor(op, "bias", bias, tuple(dtypes), "[features]", 1)
+    check_shape(op, "bias", bias, (features,), "[features]")
+    check_device(op, "bias", bias, added_to.device)
+    check_rows(op, "bias", bias)
 
 
 def check_apart(op: str, written: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> None:

@@ -20,6 +20,9 @@ RUN_ON: Mapping[str, tuple[str, ...]] = {
     "group_order": (),
     "token_selection": (),
     "token_selection_": (),
+    "add_layer_norm": (),
+    "bias_gelu": (),
+    "group_embedding": (),
 }
 """Ops that have a CUDA kernel, and the GPUs on which the project itself has run its tests."""
 

@@ -201,6 +201,38 @@ def _check_group_embedding(device: torch.device) -> str:
     return f"agrees with the reference in {_ALL_DTYPES}"
 
 
+def _check_add_layer_norm(device: torch.device) -> str:
+    inputs = _Inputs()
+    norm = (inputs.normal(48), inputs.normal(48))
+    moved = (norm[0].to(device), norm[1].to(device))
+    for dtype, tolerance in _TOLERANCE.items():
+        x, delta, bias = (
+            inputs.normal(2, 5, 48),
+            inputs.normal(2, 5, 48).to(dtype),
+            inputs.normal(48),
+        )
+        expected_x, expected = x.double(), torch.zeros(2, 5, 48, dtype=torch.float64, device="cpu")
+        exact: Any = {"delta": delta.double(), "bias": bias.double(), "out": expected}
+        reference.add_layer_norm(expected_x, norm, **exact)
+        x, out = x.to(device), torch.zeros(2, 5, 48, dtype=dtype, device=device)
+        ops.add_layer_norm(x, moved, delta=delta.to(device), bias=bias.to(device), out=out)
+        _expect_close(x, expected_x, 1e-5)
+        _expect_close(out, expected, 2 * tolerance)  # values of up to 8
+    return f"agrees with the reference in {_ALL_DTYPES}"
+
+
+def _check_bias_gelu(device: torch.device) -> str:
+    inputs = _Inputs()
+    for dtype, tolerance in _TOLERANCE.items():
+        x, bias = inputs.normal(3, 100).to(dtype), inputs.normal(100)
+        expected = torch.zeros(3, 100, dtype=torch.float64, device="cpu")
+        reference.bias_gelu(x.double(), bias.double(), out=expected)
+        moved = x.to(device)
+        ops.bias_gelu(moved, bias.to(device), out=moved)
+        _expect_close(moved, expected, tolerance)
+    return f"agrees with the reference in {_ALL_DTYPES}"
+
+
 def _check_group_order(device: torch.device) -> str:
     seeds = _integers([0, -1, 2**40])
     calls: list[tuple[tuple[int, int], list[int], Tensor | None]] = [
@@ -227,6 +259,8 @@ CHECKS: dict[str, Callable[[torch.device], str]] = {
     "masked_attention": _check_masked_attention,
     "token_selection": _check_token_selection,
     "token_selection_": _check_token_selection_,
+    "add_layer_norm": _check_add_layer_norm,
+    "bias_gelu": _check_bias_gelu,
     "fused_linear": _check_fused_linear,
     "group_embedding": _check_group_embedding,
     "group_order": _check_group_order,

@@ -33,6 +33,13 @@ VOCAB_SIZES = (1, 1000, 3001, 16384, 20000, 33001)
 ORDERS = [((16, 16), 0), ((5, 7), 13), ((19, 20), 0), ((19, 20), 330), ((40, 41), 1600)]
 
 
+def moved(tensor, device, shift):
+    """Return a copy on the device; shifted, no row begins at a multiple of 16 bytes."""
+    flat = torch.empty(shift + tensor.numel(), dtype=tensor.dtype, device=device)
+    flat[shift:].copy_(tensor.flatten())
+    return flat[shift:].view(tensor.shape)
+
+
 def group_attention(device, dtype, head_dim, slots, images, shift):
     """One call in the ragged form, one an image in the other; all against the reference."""
     op = torch.ops.lpd_ext.group_attention
@@ -46,10 +53,7 @@ def group_attention(device, dtype, head_dim, slots, images, shift):
     lengths = torch.tensor(images, dtype=torch.int32).T.contiguous()
     scale = head_dim**-0.5
 
-    # Shifted by an element, no row begins at a multiple of 16 bytes.
-    flat = torch.empty(shift + qkv.numel(), dtype=dtype, device=device)
-    flat[shift:].copy_(qkv.flatten())
-    on_device = flat[shift:].view(qkv.shape)
+    on_device = moved(qkv, device, shift)
     caches = torch.empty(2, *k_cache.shape, dtype=dtype, device=device)
     for image, (cache_len, _, _) in enumerate(images):
         for cache, cpu in zip(caches, (k_cache, v_cache), strict=True):
@@ -131,6 +135,45 @@ def group_order(device, grid, num_known):
         assert (op(seeds.to(device), *options, none).cpu() == -1).all()
 
 
+def small_ops(device, dtype, shift):
+    """add_layer_norm, group_embedding and bias_gelu, rows of more than a warp."""
+    generator = torch.Generator().manual_seed(shift)
+
+    def randn(*shape, dtype=torch.float32):
+        return torch.randn(shape, generator=generator).to(dtype)
+
+    def run(op, *arguments):
+        op(*(moved(x, device, shift) if isinstance(x, torch.Tensor) else x for x in arguments[:-1]),
+           arguments[-1])  # fmt: skip
+
+    ops = torch.ops.lpd_ext
+    x, delta, bias = randn(BATCH, ROWS, 272), randn(BATCH, ROWS, 272, dtype=dtype), randn(272)
+    norm = randn(272), randn(272)
+    out = torch.empty(x.shape, dtype=dtype, device=device)
+    run(ops.add_layer_norm, x, delta, bias, *norm, 1e-6, out)
+    close(out, reference.add_layer_norm(x, norm, delta=delta, bias=bias, out=out.cpu()), dtype)
+
+    order = torch.rand(BATCH, ROWS, generator=generator).argsort(dim=1)
+    tokens = order % 6 - 1
+    tables = randn(5, 272, dtype=dtype), randn(272, dtype=dtype), randn(ROWS, 272, dtype=dtype)
+    out = torch.empty(2 * BATCH, 12, 272, device=device)
+    run(ops.group_embedding, tokens, order, *tables, *norm, 3, 9, 15, 1e-6, out)
+    arguments = tokens, order, *tables, norm, (3, 9), 15
+    expected = reference.group_embedding(*arguments, out=out.cpu())
+    close(out, expected, torch.float32)
+    if device.type == "cuda":  # a position and a token outside the tables: rows of NaN
+        tokens[0, order[0, 4]], order[1, 12] = 2**40, -(2**40)
+        run(ops.group_embedding, tokens, order, *tables, *norm, 3, 9, 15, 1e-6, out)
+        expected[0::BATCH, 1], expected[1::BATCH, 9] = torch.nan, torch.nan
+        close(out, expected, torch.float32)
+
+    for features in (272, 1035):  # the last block ends amid a vector
+        x, bias = randn(3, features, dtype=dtype), randn(features)
+        out = torch.empty(x.shape, dtype=dtype, device=device)
+        run(ops.bias_gelu, x, bias, out)
+        close(out, reference.bias_gelu(x, bias, out=out.cpu()), dtype)
+
+
 def close(got, expected, dtype):
     torch.testing.assert_close(
         got.cpu(), expected, rtol=0, atol=TOLERANCE[dtype], equal_nan=True, check_device=False
@@ -152,7 +195,9 @@ def run(device):
         token_selection(device, dtype, vocab_size)
     for grid, num_known in ORDERS:
         group_order(device, grid, num_known)
-    return len(cases) + len(TOLERANCE) * len(VOCAB_SIZES) + len(ORDERS)
+    for dtype, shift in product(TOLERANCE, range(2)):
+        small_ops(device, dtype, shift)
+    return len(cases) + len(TOLERANCE) * (len(VOCAB_SIZES) + 2) + len(ORDERS)
 
 
 if __name__ == "__main__":

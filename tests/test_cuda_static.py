@@ -53,6 +53,13 @@ EXPECTED = {
         r"IMAD\.WIDE\.U32\b",  # Philox
     ],
     r"group_order_kernel<(4|16)>": [r"STS\.128\b", r"LDS\.128\b", r"BAR\.SYNC\b"],
+    r"(add_layer_norm|group_embedding)_kernel<.*>": [
+        r"LDG\.E\.128\b",
+        r"STG\.E\.128\b",
+        r"SHFL\.BFLY\b",
+        r"MUFU\.RSQ\b",
+    ],
+    r"bias_gelu_kernel<.*>": [r"LDG\.E\.128\b", r"STG\.E\.128\b", r"MUFU\.EX2\b"],
 }
 
 

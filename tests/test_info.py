@@ -22,6 +22,8 @@ OPS = (
     "masked_attention",
     "token_selection",
     "token_selection_",
+    "add_layer_norm",
+    "bias_gelu",
     "fused_linear",
     "group_embedding",
     "group_order",
