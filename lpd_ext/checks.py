@@ -10,6 +10,7 @@ from torch import Tensor
 
 _MAX_FLOAT32 = torch.finfo(torch.float32).max
 _MAX_CELLS = 2**31 - 1  # positions are 32-bit in the kernels
+_MAX_NORM_DIM = 8192  # csrc/include/lpd/layer_norm.h
 
 
 def fail(error: type[Exception], op: str, argument: str, expected: str, got: object) -> NoReturn:
@@ -103,6 +104,22 @@ def check_norm(op: str, norm: tuple[Tensor, Tensor], features: int, device: torc
         check_rows(op, "norm", tensor)
 
 
+def check_norm_dim(op: str, argument: str, dim: int) -> None:
+    """Demand a length of rows that the kernels normalise."""
+    if not 0 < dim <= _MAX_NORM_DIM or dim % 16:
+        wanted = f"a dim of at most {_MAX_NORM_DIM} that is a multiple of 16"
+        fail(NotImplementedError, op, argument, wanted, dim)
+
+
+def check_bias(op: str, bias: Tensor, features: int, added_to: Tensor) -> None:
+    """Demand a bias of float32 or of the dtype of what it is added to."""
+    dtypes = dict.fromkeys((torch.float32, added_to.dtype))
+    check_tensor(op, "bias", bias, tuple(dtypes), "[features]", 1)
+    check_shape(op, "bias", bias, (features,), "[features]")
+    check_device(op, "bias", bias, added_to.device)
+    check_rows(op, "bias", bias)
+
+
 def check_apart(op: str, written: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> None:
     """Demand that what is written overlaps nothing else, in ranges from first to last element."""
     # Traced and fake tensors have no address.
@@ -187,9 +204,17 @@ def check_float(op: str, argument: str, value: float) -> None:
 
 
 def check_order_arguments(
-    op: str, seeds: Tensor, grid: tuple[int, int], known: Tensor | None
+    op: str,
+    seeds: Tensor,
+    grid: tuple[int, int],
+    known: Tensor | None,
+    *,
+    unread: Sequence[str] = (),
 ) -> int | None:
-    """Check what all orders take; count the known positions, None where contents are not read."""
+    """Check what all orders take; count the known positions, None where contents are not read.
+
+    They are not while compiling, nor on the types of device in ``unread``: nobody waits for those.
+    """
     check_tensor(op, "seeds", seeds, (torch.int64,), "[batch]", 1)
     if not isinstance(grid, (tuple, list)):
         fail(TypeError, op, "grid", "(height, width)", type(grid).__name__)
@@ -205,7 +230,7 @@ def check_order_arguments(
     check_tensor(op, "known", known, (torch.bool,), names, 2)
     check_shape(op, "known", known, (seeds.shape[0], grid[0] * grid[1]), names)
     check_device(op, "known", known, seeds.device)
-    if torch.compiler.is_compiling() or known.shape[0] == 0:
+    if torch.compiler.is_compiling() or known.shape[0] == 0 or known.device.type in unread:
         return None
     counts = known.sum(dim=1)
     fewest, most = int(counts.min()), int(counts.max())

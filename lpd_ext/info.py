@@ -14,7 +14,16 @@ from lpd_ext.ops.launch import device_types
 from lpd_ext.self_check import CHECKS, NOT_BUILT, Verdict, self_check
 from lpd_ext.verdicts import driver_version, verdicts
 
-RUN_ON: Mapping[str, tuple[str, ...]] = {"group_attention": (), "masked_attention": ()}
+RUN_ON: Mapping[str, tuple[str, ...]] = {
+    "group_attention": (),
+    "masked_attention": (),
+    "group_order": (),
+    "token_selection": (),
+    "token_selection_": (),
+    "add_layer_norm": (),
+    "bias_gelu": (),
+    "group_embedding": (),
+}
 """Ops that have a CUDA kernel, and the GPUs on which the project itself has run its tests."""
 
 

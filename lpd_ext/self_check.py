@@ -11,7 +11,6 @@ from torch import Tensor
 
 from lpd_ext import ops
 from lpd_ext.ops import reference
-from lpd_ext.schedule import group_sizes
 
 VERIFIED, FAILED, NOT_BUILT = "verified", "failed", "not built"
 STATES = (VERIFIED, FAILED, NOT_BUILT)
@@ -133,16 +132,20 @@ def _check_masked_attention(device: torch.device) -> str:
 def _check_token_selection(device: torch.device) -> str:
     inputs = _Inputs()
     options: dict[str, Any] = {
-        "cfg_scale": torch.linspace(1, 4, 8, dtype=torch.float32, device="cpu"),
+        "cfg_scale": torch.linspace(1, 4, 3, dtype=torch.float32, device="cpu"),
         "temperature": torch.tensor([0.0, 0.8], dtype=torch.float32, device="cpu"),
         "top_k": _integers([0, 40]),
     }
+    moved = {name: option.to(device) for name, option in options.items()}
     for dtype in _TOLERANCE:
-        logits, uniform = inputs.normal(4, 8, 300).to(dtype), inputs.uniform(2, 8)
-        moved = {name: option.to(device) for name, option in options.items()}
-        ids = ops.token_selection(logits.to(device), uniform.to(device), **moved, top_p=0.9)
-        expected = reference.token_selection(logits, uniform, **options, top_p=0.9)
-        _expect_close(ids, expected, 0)
+        for vocab_size in (300, 4000, 16384, 20000, 33000):  # a way to hold a row each
+            logits, uniform = inputs.normal(4, 3, vocab_size).to(dtype), inputs.uniform(2, 3)
+            for top_p in (0.9, 1.0):
+                ids = ops.token_selection(
+                    logits.to(device), uniform.to(device), **moved, top_p=top_p
+                )
+                expected = reference.token_selection(logits, uniform, **options, top_p=top_p)
+                _expect_close(ids, expected, 0)
     return f"same ids as the reference in {_ALL_DTYPES}"
 
 
@@ -198,11 +201,49 @@ def _check_group_embedding(device: torch.device) -> str:
     return f"agrees with the reference in {_ALL_DTYPES}"
 
 
+def _check_add_layer_norm(device: torch.device) -> str:
+    inputs = _Inputs()
+    norm = (inputs.normal(48), inputs.normal(48))
+    moved = (norm[0].to(device), norm[1].to(device))
+    for dtype, tolerance in _TOLERANCE.items():
+        x, delta, bias = (
+            inputs.normal(2, 5, 48),
+            inputs.normal(2, 5, 48).to(dtype),
+            inputs.normal(48),
+        )
+        expected_x, expected = x.double(), torch.zeros(2, 5, 48, dtype=torch.float64, device="cpu")
+        exact: Any = {"delta": delta.double(), "bias": bias.double(), "out": expected}
+        reference.add_layer_norm(expected_x, norm, **exact)
+        x, out = x.to(device), torch.zeros(2, 5, 48, dtype=dtype, device=device)
+        ops.add_layer_norm(x, moved, delta=delta.to(device), bias=bias.to(device), out=out)
+        _expect_close(x, expected_x, 1e-5)
+        _expect_close(out, expected, 2 * tolerance)  # values of up to 8
+    return f"agrees with the reference in {_ALL_DTYPES}"
+
+
+def _check_bias_gelu(device: torch.device) -> str:
+    inputs = _Inputs()
+    for dtype, tolerance in _TOLERANCE.items():
+        x, bias = inputs.normal(3, 100).to(dtype), inputs.normal(100)
+        expected = torch.zeros(3, 100, dtype=torch.float64, device="cpu")
+        reference.bias_gelu(x.double(), bias.double(), out=expected)
+        moved = x.to(device)
+        ops.bias_gelu(moved, bias.to(device), out=moved)
+        _expect_close(moved, expected, tolerance)
+    return f"agrees with the reference in {_ALL_DTYPES}"
+
+
 def _check_group_order(device: torch.device) -> str:
-    seeds, grid = _integers([0, -1, 2**40]), (6, 7)
-    sizes = group_sizes(42, 6)
-    order = ops.group_order(seeds.to(device), grid, sizes)
-    _expect_close(order, reference.group_order(seeds, grid, sizes), 0)
+    seeds = _integers([0, -1, 2**40])
+    calls: list[tuple[tuple[int, int], list[int], Tensor | None]] = [
+        ((6, 7), [1, 4, 7, 9, 10, 11], None),
+        ((6, 7), [2, 4, 6, 9, 10], _Inputs().uniform(3, 42).argsort(dim=1) < 11),
+        ((1, 257), [1, 60, 90, 106], None),  # more cells than one warp of the kernel takes
+    ]
+    for grid, sizes, known in calls:
+        moved = None if known is None else known.to(device)
+        order = ops.group_order(seeds.to(device), grid, sizes, known=moved)
+        _expect_close(order, reference.group_order(seeds, grid, sizes, known=known), 0)
     return "same orders as the reference"
 
 
@@ -218,6 +259,8 @@ CHECKS: dict[str, Callable[[torch.device], str]] = {
     "masked_attention": _check_masked_attention,
     "token_selection": _check_token_selection,
     "token_selection_": _check_token_selection_,
+    "add_layer_norm": _check_add_layer_norm,
+    "bias_gelu": _check_bias_gelu,
     "fused_linear": _check_fused_linear,
     "group_embedding": _check_group_embedding,
     "group_order": _check_group_order,

@@ -30,16 +30,23 @@ def pytest_generate_tests(metafunc):
     if "runs_on" not in names:
         return
     kinds = ["cpu"]
-    if any(metafunc.module.__name__.startswith(f"test_{stem}") for stem in CUDA_KERNELS):
+    stems = [stem for stem in CUDA_KERNELS if metafunc.module.__name__.startswith(f"test_{stem}")]
+    if stems:
         kinds += ["simt"] if "device" in names else []
         kinds += ["cuda"] if "device" in names or "torch_device" in names else []
     places = []
     for kind in kinds:
-        for variant in VARIANTS[kind] if "variant" in names else [None]:
+        # Of the ops with a CUDA kernel, attention alone has one for each arithmetic.
+        varies = "variant" in names and (kind == "cpu" or has_arithmetics(stems))
+        for variant in VARIANTS[kind] if varies else [None]:
             label = "-".join(filter(None, [kind, variant]))
             marks = pytest.mark.cuda if kind == "cuda" else ()
             places.append(pytest.param(Place(kind, variant), id=label, marks=marks))
     metafunc.parametrize("runs_on", places, indirect=True)
+
+
+def has_arithmetics(stems):
+    return any(f"{stem}_mma" in CUDA_KERNELS for stem in stems)
 
 
 @pytest.fixture
@@ -70,7 +77,10 @@ def device_of(runs_on):
 
 @pytest.fixture
 def variant(runs_on):
-    """Each variant of the kernels, where this machine has it."""
+    """Each variant of the kernels, where this machine has it; None where there is but one."""
+    if runs_on.variant is None:
+        yield None
+        return
     get, set_ = {
         "cpu": (cpu_variant.cpu_variant, cpu_variant.set_cpu_variant),
         "simt": (emulator.variant, emulator.set_variant),
@@ -83,6 +93,12 @@ def variant(runs_on):
     set_(runs_on.variant)
     yield runs_on.variant
     set_(before)
+
+
+@pytest.fixture
+def repeats(runs_on):
+    """How often a call of a small op is repeated, its bits to be the same."""
+    return {"cpu": 5, "simt": 2, "cuda": 250}[runs_on.kind]
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from itertools import product
 
 import torch
 
-from lpd_ext import cuda_variant
+from lpd_ext import cuda_variant, group_sizes
 from lpd_ext.ops import reference
 from lpd_ext.ops.group_attention import HEAD_DIMS
 
@@ -27,6 +27,17 @@ PAIRS = [
     (SLOTS, ((69, 2, 5), (64, 0, 16))),
     (450, ((430, 10, 19), (380, 3, 5))),
 ]
+VOCAB_SIZES = (1, 1000, 3001, 16384, 20000, 33001)
+
+# Grids for one warp, four and sixteen, without and with known cells.
+ORDERS = [((16, 16), 0), ((5, 7), 13), ((19, 20), 0), ((19, 20), 330), ((40, 41), 1600)]
+
+
+def moved(tensor, device, shift):
+    """Return a copy on the device; shifted, no row begins at a multiple of 16 bytes."""
+    flat = torch.empty(shift + tensor.numel(), dtype=tensor.dtype, device=device)
+    flat[shift:].copy_(tensor.flatten())
+    return flat[shift:].view(tensor.shape)
 
 
 def group_attention(device, dtype, head_dim, slots, images, shift):
@@ -42,10 +53,7 @@ def group_attention(device, dtype, head_dim, slots, images, shift):
     lengths = torch.tensor(images, dtype=torch.int32).T.contiguous()
     scale = head_dim**-0.5
 
-    # Shifted by an element, no row begins at a multiple of 16 bytes.
-    flat = torch.empty(shift + qkv.numel(), dtype=dtype, device=device)
-    flat[shift:].copy_(qkv.flatten())
-    on_device = flat[shift:].view(qkv.shape)
+    on_device = moved(qkv, device, shift)
     caches = torch.empty(2, *k_cache.shape, dtype=dtype, device=device)
     for image, (cache_len, _, _) in enumerate(images):
         for cache, cpu in zip(caches, (k_cache, v_cache), strict=True):
@@ -85,6 +93,87 @@ def masked_attention(device, dtype, head_dim, shift):
         close(out, reference.masked_attention(q, k, v, told), dtype)
 
 
+def token_selection(device, dtype, vocab_size):
+    """Both forms on rows between tokens that are never written, one image a setting."""
+    generator = torch.Generator().manual_seed(vocab_size)
+    temperature = torch.tensor([0.0, 1.0, 0.7, 1.3])
+    top_k, top_p = torch.tensor([0, 0, 50, 3]), torch.tensor([1.0, 1.0, 1.0, 0.9])
+    batch, group_size = len(top_k), 3
+    logits = torch.randn(2 * batch, group_size, vocab_size, generator=generator).to(dtype)
+    uniform = torch.rand(batch, group_size, generator=generator, dtype=torch.float64)
+    arguments = (uniform, torch.linspace(1, 3, group_size), temperature, top_k, top_p)
+    expected = torch.ops.lpd_ext.token_selection(logits, *arguments)
+    arguments = [x.to(device) for x in arguments]
+    for shift in range(2):  # shifted by an element, no row begins at a multiple of 16 bytes
+        rows = torch.empty(*logits.shape[:2], vocab_size + 8, dtype=dtype, device=device)
+        on_device = rows[:, :, shift : shift + vocab_size]
+        for row in range(2 * batch):
+            for query in range(group_size):  # contiguous pieces: plain copies
+                on_device[row, query].copy_(logits[row, query])
+        ids = torch.ops.lpd_ext.token_selection(on_device, *arguments)
+        assert torch.equal(ids.cpu(), expected)
+        tokens = torch.full((batch, 5), -7).to(device)
+        positions = torch.tensor([[4, 0, 5]] * batch).to(device)  # 5 is out of range
+        torch.ops.lpd_ext.token_selection_(tokens, positions, on_device, *arguments)
+        assert torch.equal(tokens.cpu()[:, [4, 0]], expected[:, :2])
+        assert (tokens.cpu()[:, 1:4] == -7).all()
+
+
+def group_order(device, grid, num_known):
+    """Two images against the reference; on a GPU images with too few known cells get -1."""
+    op = torch.ops.lpd_ext.group_order
+    generator = torch.Generator().manual_seed(num_known)
+    seq_len = grid[0] * grid[1]
+    sizes = group_sizes(seq_len - num_known, 4)
+    seeds = torch.tensor([7, -7])
+    known = torch.rand(2, seq_len, generator=generator).argsort(1) < num_known
+    options = (grid, sizes, 1.0, 2)
+    order = op(seeds.to(device), *options, known.to(device) if num_known else None)
+    assert torch.equal(order.cpu(), reference.group_order(seeds, grid, sizes, known=known))
+    if num_known and device.type == "cuda":
+        none = torch.zeros(2, seq_len, dtype=torch.bool).to(device)
+        assert (op(seeds.to(device), *options, none).cpu() == -1).all()
+
+
+def small_ops(device, dtype, shift):
+    """add_layer_norm, group_embedding and bias_gelu, rows of more than a warp."""
+    generator = torch.Generator().manual_seed(shift)
+
+    def randn(*shape, dtype=torch.float32):
+        return torch.randn(shape, generator=generator).to(dtype)
+
+    def run(op, *arguments):
+        op(*(moved(x, device, shift) if isinstance(x, torch.Tensor) else x for x in arguments[:-1]),
+           arguments[-1])  # fmt: skip
+
+    ops = torch.ops.lpd_ext
+    x, delta, bias = randn(BATCH, ROWS, 272), randn(BATCH, ROWS, 272, dtype=dtype), randn(272)
+    norm = randn(272), randn(272)
+    out = torch.empty(x.shape, dtype=dtype, device=device)
+    run(ops.add_layer_norm, x, delta, bias, *norm, 1e-6, out)
+    close(out, reference.add_layer_norm(x, norm, delta=delta, bias=bias, out=out.cpu()), dtype)
+
+    order = torch.rand(BATCH, ROWS, generator=generator).argsort(dim=1)
+    tokens = order % 6 - 1
+    tables = randn(5, 272, dtype=dtype), randn(272, dtype=dtype), randn(ROWS, 272, dtype=dtype)
+    out = torch.empty(2 * BATCH, 12, 272, device=device)
+    run(ops.group_embedding, tokens, order, *tables, *norm, 3, 9, 15, 1e-6, out)
+    arguments = tokens, order, *tables, norm, (3, 9), 15
+    expected = reference.group_embedding(*arguments, out=out.cpu())
+    close(out, expected, torch.float32)
+    if device.type == "cuda":  # a position and a token outside the tables: rows of NaN
+        tokens[0, order[0, 4]], order[1, 12] = 2**40, -(2**40)
+        run(ops.group_embedding, tokens, order, *tables, *norm, 3, 9, 15, 1e-6, out)
+        expected[0::BATCH, 1], expected[1::BATCH, 9] = torch.nan, torch.nan
+        close(out, expected, torch.float32)
+
+    for features in (272, 1035):  # the last block ends amid a vector
+        x, bias = randn(3, features, dtype=dtype), randn(features)
+        out = torch.empty(x.shape, dtype=dtype, device=device)
+        run(ops.bias_gelu, x, bias, out)
+        close(out, reference.bias_gelu(x, bias, out=out.cpu()), dtype)
+
+
 def close(got, expected, dtype):
     torch.testing.assert_close(
         got.cpu(), expected, rtol=0, atol=TOLERANCE[dtype], equal_nan=True, check_device=False
@@ -102,7 +191,13 @@ def run(device):
             group_attention(device, dtype, head_dim, slots, images, nth % 2)
         for shift in range(2):
             masked_attention(device, dtype, head_dim, shift)
-    return len(cases)
+    for dtype, vocab_size in product(TOLERANCE, VOCAB_SIZES):
+        token_selection(device, dtype, vocab_size)
+    for grid, num_known in ORDERS:
+        group_order(device, grid, num_known)
+    for dtype, shift in product(TOLERANCE, range(2)):
+        small_ops(device, dtype, shift)
+    return len(cases) + len(TOLERANCE) * (len(VOCAB_SIZES) + 2) + len(ORDERS)
 
 
 if __name__ == "__main__":

@@ -12,10 +12,14 @@ pytestmark = pytest.mark.skipif(cuda_static.nvcc_version() is None, reason="nvcc
 LOCAL_MEMORY = ["LDL", "STL"]
 FLOAT_ATOMICS = [r"(RED|ATOM)[GS]?\b.*\.F(16|32|64)", r"(RED|ATOM)[GS]?\b.*\.BF16"]  # order varies
 DOUBLE = ["DADD", "DMUL", "DFMA"]  # a literal without its f, mostly
-NEVER = LOCAL_MEMORY + FLOAT_ATOMICS + DOUBLE
+WIDE_ATOMICS = [r"ATOMS\b.*\.(64|U64)\b"]  # of shared memory: a loop of compare and swap
+NEVER = LOCAL_MEMORY + FLOAT_ATOMICS + WIDE_ATOMICS + DOUBLE
 
 # Kernel (regular expression) -> what it may have all the same.
-ALLOWED = {r"\w+_attention_simple_kernel<.*>": ["DADD"]}  # the sum of a row's weights, rounded once
+ALLOWED = {
+    r"\w+_attention_simple_kernel<.*>": ["DADD"],  # the sum of a row's weights, rounded once
+    r"token_selection_kernel<.*>": ["DMUL"],  # uniform and top_p times a mass, as specified
+}
 
 # Kernel (regular expression) -> opcodes that must be there.
 EXPECTED = {
@@ -36,6 +40,26 @@ EXPECTED = {
     r"group_attention_mma_kernel<.*>|masked_attention_mma_kernel<\w+, \d\d>": [r"STG\.E\.128\b"],
     r"masked_attention_pack_kernel": [r"LDG\.E\.U8\b", r"VOTE\b", r"STG\.E\.64\b"],
     r"group_attention_merge_kernel<.*>": [r"LDG\.E\.128\b", r"STG\.E\.128\b"],
+    r"token_selection_kernel<.*>": [
+        r"LDG\.E\.128\b",
+        r"LDGSTS\.E\b",  # what is asked of the row
+        r"F2I\.U64\b",
+        r"ATOMS\.ADD\b",
+        r"C?REDUX\b",
+    ],
+    r"group_order_kernel<\d+>": [
+        r"C?REDUX\.MIN\b",  # a pick: no shuffles
+        r"LDC\.U16\b",  # places of scores: parameters that are looked up, and not copied
+        r"IMAD\.WIDE\.U32\b",  # Philox
+    ],
+    r"group_order_kernel<(4|16)>": [r"STS\.128\b", r"LDS\.128\b", r"BAR\.SYNC\b"],
+    r"(add_layer_norm|group_embedding)_kernel<.*>": [
+        r"LDG\.E\.128\b",
+        r"STG\.E\.128\b",
+        r"SHFL\.BFLY\b",
+        r"MUFU\.RSQ\b",
+    ],
+    r"bias_gelu_kernel<.*>": [r"LDG\.E\.128\b", r"STG\.E\.128\b", r"MUFU\.EX2\b"],
 }
 
 
@@ -115,6 +139,21 @@ def test_instructions_that_a_kernel_must_have(opcodes):
         assert wanted, f"no expectation of {kernel}"
         missing = [p for p, hits in matching(wanted, codes).items() if not hits]
         assert not missing, f"{architecture} {kernel}: no {missing} in {codes}"
+
+
+def test_nothing_is_contracted_in_specified_arithmetic(cubins, monkeypatch):
+    # Ids are the same on every device as long as nvcc fuses no product and sum of its own accord.
+    if cuda_static.disassembler() is None:
+        pytest.skip("cuobjdump and nvdisasm are missing: pip install 'lpd_ext[sass]'")
+    (fused,) = (c for c in cubins if (c.source, c.architecture) == ("token_selection.cu", "sm_90a"))
+    flags = [*cuda_static.nvcc_flags(), "-fmad=false"]
+    folder = cuda_static.CACHE / "unfused"
+    folder.mkdir(exist_ok=True)
+    monkeypatch.setattr(cuda_static, "nvcc_flags", lambda: flags)
+    monkeypatch.setattr(cuda_static, "CACHE", folder)
+    (source,) = (s for s in cuda_static.sources() if s.name == fused.source)
+    unfused = cuda_static.compile_one(source, fused.architecture)
+    assert cuda_static.instructions(unfused) == cuda_static.instructions(fused)
 
 
 def test_instructions_of_the_hot_loop(code):

@@ -33,6 +33,8 @@ def test_examples_run(name):
         "LPD",
         "LPDPipeline",
         "DecodePlan",
+        "ops.add_layer_norm",
+        "ops.bias_gelu",
         "ops.fused_linear",
         "ops.group_embedding",
         "ops.pack_linear",

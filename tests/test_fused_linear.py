@@ -63,10 +63,17 @@ def part_of_wider(tensor, value, strided):
     """Return a tensor of `value` and a copy of `tensor` inside of it."""
     batch, num_rows, features = tensor.shape
     rows, columns = (num_rows + 2, features + 5) if strided else (num_rows, features)
-    whole = torch.full((batch + 2, rows, columns), value, dtype=tensor.dtype)
+    shape = batch + 2, rows, columns
+    whole = torch.full(shape, value, dtype=tensor.dtype, device=tensor.device)
     view = whole[1:-1, 1:-1, 3:-2] if strided else whole[1:-1]
     view.copy_(tensor)
     return whole, view
+
+
+def off_by_one(tensor):
+    """Return a copy that begins one element behind an aligned address."""
+    flat = torch.empty(tensor.numel() + 1, dtype=tensor.dtype, device=tensor.device)
+    return flat[1:].view(tensor.shape).copy_(tensor)
 
 
 def test_the_cases_leave_no_pair_out():

@@ -1,9 +1,10 @@
 """The numbers of `group_embedding`."""
 
+import emulator
 import pytest
 import torch
 from cases import HALF_AND_FLOAT
-from test_fused_linear import SENTINEL, assert_close, part_of_wider
+from test_fused_linear import SENTINEL, assert_close, off_by_one, part_of_wider
 
 from lpd_ext.models.config import LPDConfig
 from lpd_ext.models.lpd import LPD
@@ -13,7 +14,7 @@ VOCAB_SIZE = 11
 
 
 def make_inputs(batch=3, seq_len=12, dim=48, dtype=torch.float32, copies=1, context=(2, 6),
-                query_end=9, seed=0):  # fmt: skip
+                query_end=9, seed=0, device="cpu"):  # fmt: skip
     """Arguments of one call; what must not be looked up is outside the tables."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -28,16 +29,16 @@ def make_inputs(batch=3, seq_len=12, dim=48, dtype=torch.float32, copies=1, cont
     order[:, query_end:] = -1
     norm = 1 + randn(dim).float() / 4, randn(dim).float() / 4
     return {
-        "tokens": tokens,
-        "order": order,
-        "token_emb": randn(VOCAB_SIZE, dim),
-        "query_token": randn(dim),
-        "pos_embed": randn(seq_len, dim),
-        "norm": norm,
+        "tokens": tokens.to(device),
+        "order": order.to(device),
+        "token_emb": randn(VOCAB_SIZE, dim).to(device),
+        "query_token": randn(dim).to(device),
+        "pos_embed": randn(seq_len, dim).to(device),
+        "norm": tuple(part.to(device) for part in norm),
         "context": context,
         "query_end": query_end,
         "norm_eps": 1e-6,
-        "out": torch.full((copies * batch, query_end - context[0], dim), SENTINEL),
+        "out": torch.full((copies * batch, query_end - context[0], dim), SENTINEL, device=device),
     }
 
 
@@ -73,9 +74,10 @@ def test_reference_is_what_it_says(batch):
 
 @pytest.mark.parametrize("copies", [1, 2])
 @pytest.mark.parametrize("dtype", HALF_AND_FLOAT, ids=str)
-@pytest.mark.parametrize("dim", [16, 48, 80, 1024])  # a vector, odd ones, those of a large model
-def test_against_float64(variant, dim, dtype, copies):
-    assert_exact(make_inputs(dim=dim, dtype=dtype, copies=copies))
+# A vector, odd ones, more than a warp has, those of a large model.
+@pytest.mark.parametrize("dim", [16, 48, 80, 272, 1024])
+def test_against_float64(device, variant, dim, dtype, copies):
+    assert_exact(make_inputs(dim=dim, dtype=dtype, copies=copies, device=device))
 
 
 @pytest.mark.parametrize("copies", [1, 2, 3])
@@ -92,8 +94,8 @@ def test_against_float64(variant, dim, dtype, copies):
         pytest.param((12, 12), 12, id="no_rows_at_the_end"),
     ],
 )
-def test_parts_of_an_order(variant, context, query_end, copies):
-    inputs = make_inputs(context=context, query_end=query_end, copies=copies)
+def test_parts_of_an_order(device, variant, context, query_end, copies):
+    inputs = make_inputs(context=context, query_end=query_end, copies=copies, device=device)
     if inputs["out"].numel():
         assert_exact(inputs)
     else:
@@ -106,14 +108,14 @@ def test_no_images(rows):
     assert group_embedding(**inputs).shape == (0, rows, 48)
 
 
-def test_copies_are_equal_bit_for_bit(variant):
-    inputs = make_inputs(copies=2)
-    once = group_embedding(**make_inputs())
+def test_copies_are_equal_bit_for_bit(device, variant):
+    inputs = make_inputs(copies=2, device=device)
+    once = group_embedding(**make_inputs(device=device))
     assert torch.equal(group_embedding(**inputs), once.repeat(2, 1, 1))
 
 
-def test_no_token_reads_as_token_0(variant):
-    inputs = make_inputs()
+def test_no_token_reads_as_token_0(device, variant):
+    inputs = make_inputs(device=device)
     places = inputs["order"][:, 3:5]
     inputs["tokens"].scatter_(1, places, 0)
     zero = group_embedding(**inputs).clone()
@@ -123,16 +125,16 @@ def test_no_token_reads_as_token_0(variant):
     assert not torch.equal(group_embedding(**inputs), zero)
 
 
-def test_tokens_of_queries_are_not_read(variant):
-    inputs = make_inputs()
+def test_tokens_of_queries_are_not_read(device, variant):
+    inputs = make_inputs(device=device)
     before = group_embedding(**inputs).clone()
     inputs["tokens"].scatter_(1, inputs["order"][:, 6:9], 3)
     assert torch.equal(group_embedding(**inputs), before)
 
 
-def test_positions_may_repeat(variant):
+def test_positions_may_repeat(device, variant):
     # An order is checked to be a permutation elsewhere; here each place is looked up for itself.
-    inputs = make_inputs()
+    inputs = make_inputs(device=device)
     inputs["order"][:, 2:9] = inputs["order"][:, 2:3]
     out = group_embedding(**inputs)
     assert torch.equal(out[:, :4], out[:, :1].expand(-1, 4, -1))
@@ -142,11 +144,11 @@ def test_positions_may_repeat(variant):
 
 @pytest.mark.parametrize("copies", [1, 2])
 @pytest.mark.parametrize("dtype", HALF_AND_FLOAT, ids=str)
-def test_strided_views_between_sentinels(variant, dtype, copies):
-    inputs = make_inputs(dtype=dtype, copies=copies)
+def test_strided_views_between_sentinels(device, variant, dtype, copies):
+    inputs = make_inputs(dtype=dtype, copies=copies, device=device)
     before = group_embedding(**inputs).clone()
     for name in ("tokens", "order"):
-        wide = torch.full((8, 17), 99)
+        wide = torch.full((8, 17), 99, device=device)
         wide[1:7:2, 3:15] = inputs[name]
         inputs[name] = wide[1:7:2, 3:15]
     whole, inputs["out"] = part_of_wider(torch.zeros_like(before), SENTINEL, strided=True)
@@ -157,15 +159,15 @@ def test_strided_views_between_sentinels(variant, dtype, copies):
 
 
 @pytest.mark.parametrize("dtype", HALF_AND_FLOAT, ids=str)
-def test_bits_of_a_row_depend_on_the_row_alone(variant, dtype):
-    inputs = make_inputs(7, 40, 112, dtype, context=(3, 25), query_end=38)
+def test_bits_of_a_row_depend_on_the_row_alone(device, variant, dtype):
+    inputs = make_inputs(7, 40, 112, dtype, context=(3, 25), query_end=38, device=device)
     before = group_embedding(**inputs).clone()
     names = "tokens", "order"
     for images in ([3], [6, 0], [2, 2, 2]):
         some = {name: inputs[name][images] for name in names}
-        out = torch.empty(len(images), 35, 112)
+        out = torch.empty(len(images), 35, 112, device=device)
         assert torch.equal(group_embedding(**{**inputs, **some, "out": out}), before[images])
-    out = torch.empty(7, 7, 112)  # the same rows, in another window
+    out = torch.empty(7, 7, 112, device=device)  # the same rows, in another window
     part = {**inputs, "context": (20, 25), "query_end": 27, "out": out}
     assert torch.equal(group_embedding(**part), before[:, 17:24])
     torch.set_num_threads(2)  # the fixture sets it back
@@ -173,11 +175,39 @@ def test_bits_of_a_row_depend_on_the_row_alone(variant, dtype):
     assert torch.equal(group_embedding(**inputs), before)
 
 
-def test_norm_of_a_far_mean_and_eps(variant):
-    inputs = make_inputs(dim=1024)
+def test_any_alignment(device, variant):
+    # Nothing begins at a multiple of 16 bytes.
+    inputs = make_inputs(dtype=torch.bfloat16, device=device)
+    before = group_embedding(**inputs).clone()
+    for name in ("token_emb", "query_token", "pos_embed", "out"):
+        inputs[name] = off_by_one(inputs[name])
+    inputs["norm"] = tuple(off_by_one(part) for part in inputs["norm"])
+    assert torch.equal(group_embedding(**inputs), before)
+
+
+def test_the_longest_row(device, variant):
+    assert_exact(make_inputs(1, 3, 8192, torch.bfloat16, 2, (0, 1), 2, device=device))
+
+
+def test_repeats_are_bitwise_equal(device, repeats):
+    inputs = make_inputs(dim=272, copies=2, device=device)
+    before = group_embedding(**inputs).clone()
+    for _ in range(repeats):
+        inputs["out"].fill_(torch.nan)
+        assert torch.equal(group_embedding(**inputs), before)
+
+
+def test_bits_do_not_depend_on_the_schedule(monkeypatch):
+    emulator.use(monkeypatch)
+    inputs = make_inputs(dim=272, copies=2)
+    emulator.assert_bits_equal_on_schedules(lambda: group_embedding(**inputs).clone())
+
+
+def test_norm_of_a_far_mean_and_eps(device, variant):
+    inputs = make_inputs(dim=1024, device=device)
     inputs["pos_embed"] += 1e4
     assert_exact(inputs)
-    inputs = make_inputs()
+    inputs = make_inputs(device=device)
     for name in ("token_emb", "query_token", "pos_embed"):
         inputs[name] *= 1e-3
     for norm_eps in (1e-12, 1e-6, 1e-2):

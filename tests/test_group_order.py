@@ -1,3 +1,4 @@
+import importlib
 import itertools
 import json
 import math
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from order_rules import RuleError, check_order
 
 from lpd_ext import cpu_variant, group_order, group_sizes
+from lpd_ext.checks import check_order_arguments
 from lpd_ext.ops import reference
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "orders.json").read_text())
@@ -324,17 +326,17 @@ def test_empty_batch(device):
 
 
 @pytest.mark.parametrize("with_known", [False, True])
-def test_opcheck(device, with_known):
-    known = torch.rand(2, 20, device=device).argsort(dim=1) < 5 if with_known else None
+def test_opcheck(torch_device, with_known):
+    known = torch.rand(2, 20, device=torch_device).argsort(dim=1) < 5 if with_known else None
     sizes = [1, 14] if with_known else [1, 19]
-    sample = (torch.arange(2, device=device), [4, 5], sizes, 1.0, 2, known)
+    sample = (torch.arange(2, device=torch_device), [4, 5], sizes, 1.0, 2, known)
     torch.library.opcheck(torch.ops.lpd_ext.group_order.default, sample)
 
 
-def test_compiled(device):
+def test_compiled(torch_device):
     compiled = torch.compile(group_order, fullgraph=True)
-    seeds = torch.arange(3, device=device)
-    known = torch.rand(3, 256, device=device).argsort(dim=1) < 64
+    seeds = torch.arange(3, device=torch_device)
+    known = torch.rand(3, 256, device=torch_device).argsort(dim=1) < 64
     for sizes, options in (
         (SIZES_20, {}),
         (SIZES_20, {"proximity_threshold": 1.5, "repulsion_threshold": 3}),
@@ -342,9 +344,12 @@ def test_compiled(device):
     ):
         out = compiled(seeds, (16, 16), sizes, **options)
         assert torch.equal(out, group_order(seeds, (16, 16), sizes, **options))
-    # Contents are not read while compiling; the operator refuses at run time.
-    with pytest.raises(RuntimeError, match="group_sizes"):
-        compiled(seeds, (16, 16), SIZES_20, known=known)
+    # Contents are not read while compiling; the operator refuses at run time, but not on CUDA.
+    if torch_device.type == "cpu":
+        with pytest.raises(RuntimeError, match="group_sizes"):
+            compiled(seeds, (16, 16), SIZES_20, known=known)
+    else:
+        assert (compiled(seeds, (16, 16), SIZES_20, known=known) == -1).all()
 
 
 SEEDS = torch.arange(2)
@@ -357,7 +362,7 @@ UNEQUAL = torch.tensor([[True, False, False, False], [True, True, False, False]]
         ({"seeds": [1, 2]}, TypeError, "`seeds`: expected a tensor"),
         ({"seeds": SEEDS.int()}, TypeError, "`seeds`: expected int64, got int32"),
         ({"seeds": SEEDS[None]}, ValueError, "`seeds`.*got shape"),
-        ({"seeds": SEEDS.to("meta")}, NotImplementedError, "`seeds`.*device cpu, got meta"),
+        ({"seeds": SEEDS.to("meta")}, NotImplementedError, "`seeds`.*device cpu.*, got meta"),
         ({"grid": 4}, TypeError, "`grid`: expected \\(height, width\\), got int"),
         ({"grid": (2, 2, 1)}, ValueError, "`grid`.*got 3 numbers"),
         ({"grid": (0, 4)}, ValueError, "`grid`: expected at least 1, got 0"),
@@ -397,9 +402,31 @@ def test_bad_input(changes, error, message):
         ((2, 2), [2**62, 2**62, 2**62, 2**62 + 4], None),
         ((0, 2), [], None),
         ((2**32, 2**32), [1], None),
-        ((2, 2), [3], UNEQUAL),
+        ((2, 2), [1, 4], UNEQUAL),
+        ((2, 2), [3], UNEQUAL[:, :3]),
     ],
 )
-def test_the_operator_itself_refuses_what_is_unsafe(grid, sizes, known):
+def test_the_operator_itself_refuses_what_is_unsafe(device, grid, sizes, known):
+    known = None if known is None else known.to(device)
     with pytest.raises(RuntimeError, match="group_order: argument"):
-        torch.ops.lpd_ext.group_order(SEEDS, grid, sizes, 1.0, 2, known)
+        torch.ops.lpd_ext.group_order(SEEDS.to(device), grid, sizes, 1.0, 2, known)
+
+
+def test_the_operator_itself_counts_what_is_known():
+    with pytest.raises(RuntimeError, match=r"argument `group_sizes`.*, 2, got 3"):
+        torch.ops.lpd_ext.group_order(SEEDS, (2, 2), [3], 1.0, 2, UNEQUAL)
+
+
+def test_contents_of_known_are_not_read_where_that_would_wait():
+    arguments = "group_order", SEEDS, (2, 2), UNEQUAL[[0, 0]]
+    assert check_order_arguments(*arguments) == 1
+    assert check_order_arguments(*arguments, unread=("cpu",)) is None
+
+
+def test_more_cells_than_a_device_takes(monkeypatch):
+    monkeypatch.setattr(
+        importlib.import_module("lpd_ext.ops.group_order"), "_MOST_CELLS", {"cpu": 4}
+    )
+    assert group_order(SEEDS, (2, 2), [4]).shape == (2, 4)
+    with pytest.raises(NotImplementedError, match=r"`grid`: .* 4 cells on cpu, got 5 x 1"):
+        group_order(SEEDS, (5, 1), [5])

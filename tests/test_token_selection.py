@@ -267,10 +267,12 @@ def sample_arguments():
 
 
 @pytest.fixture(params=sample_arguments())
-def sample(request, device):
+def sample(request, torch_device):
     logits, uniform, options = sample_arguments()[request.param]
-    placed = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in options.items()}
-    return logits.to(device), uniform.to(device), placed
+    placed = {
+        k: v.to(torch_device) if isinstance(v, torch.Tensor) else v for k, v in options.items()
+    }
+    return logits.to(torch_device), uniform.to(torch_device), placed
 
 
 def test_opcheck(sample):
@@ -301,7 +303,7 @@ def test_compiles_as_one_graph(sample):
     assert torch.equal(compiled(logits, uniform, **options), expected)
 
 
-def test_compiles_between_other_operations(device):
+def test_compiles_between_other_operations(torch_device):
     # Inductor may choose layouts for what it computes itself; the op must get those it accepts.
     def group(hidden, head, uniform, scale):
         logits = (hidden @ head).transpose(0, 1)
@@ -313,19 +315,19 @@ def test_compiles_between_other_operations(device):
         random_uniform(3, 2).T,
         torch.rand(2, 3, generator=rng(2)),
     ]
-    arguments = [argument.to(device) for argument in arguments]
+    arguments = [argument.to(torch_device) for argument in arguments]
     compiled = torch.compile(group, fullgraph=True)
     assert torch.equal(compiled(*arguments), group(*arguments))
 
 
-def test_one_graph_serves_all_numbers(device):
+def test_one_graph_serves_all_numbers(torch_device):
     def select(logits, uniform, temperature, top_k, top_p):
         return token_selection(logits, uniform, temperature=temperature, top_k=top_k, top_p=top_p)
 
     compiled = torch.compile(select, fullgraph=True, dynamic=True, backend="aot_eager")
     for vocab_size, *numbers in ((19, 0.5, 3, 0.9), (23, 0.7, 5, 0.25), (31, 1, 0, 1)):
-        logits = torch.randn(2, vocab_size, vocab_size, generator=rng(), device=device)
-        uniform = random_uniform(2, vocab_size).to(device)
+        logits = torch.randn(2, vocab_size, vocab_size, generator=rng(), device=torch_device)
+        uniform = random_uniform(2, vocab_size).to(torch_device)
         expected = select(logits, uniform, *numbers)
         assert torch.equal(compiled(logits, uniform, *numbers), expected)
 

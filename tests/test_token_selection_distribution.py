@@ -111,7 +111,7 @@ def kept_probability(x, temperature, top_k, top_p):
 
 
 @pytest.mark.parametrize(("vocab_size", "kind", "mode"), AGREEMENT_CASES)
-def test_agrees_with_the_reference(device, vocab_size, kind, mode):
+def test_agrees_with_the_reference(torch_device, vocab_size, kind, mode):
     top_ks = sorted({0, 1, 2, 50, vocab_size - 1, vocab_size, vocab_size + 1})
     grid = list(itertools.product(TEMPERATURES, top_ks, TOP_P))
     if vocab_size > 1000:  # every value still meets most others
@@ -127,9 +127,9 @@ def test_agrees_with_the_reference(device, vocab_size, kind, mode):
 
     expected = reference.token_selection(logits, uniform, cfg_scale=scale, **arguments)
     if scale is not None:
-        arguments["cfg_scale"] = scale.to(device)
-    arguments = {name: value.to(device) for name, value in arguments.items()}
-    ids = token_selection(logits.to(device), uniform.to(device), **arguments).cpu()
+        arguments["cfg_scale"] = scale.to(torch_device)
+    arguments = {name: value.to(torch_device) for name, value in arguments.items()}
+    ids = token_selection(logits.to(torch_device), uniform.to(torch_device), **arguments).cpu()
 
     assert ids.dtype == torch.int64
     assert (ids >= 0).all()
@@ -196,8 +196,8 @@ def test_kept_set(device, op, top_k, top_p, kept):
 def test_top_k_is_exact(device, top_k):
     # 256 values that differ in their low 8 bits only, drawn evenly: all of the kept show up.
     bits = torch.randperm(256, generator=rng(top_k), dtype=torch.int32) + 0x40A00000
-    logits = bits.view(torch.float32).expand(1, 2560, 256).to(device)
-    uniform = (torch.arange(2560, dtype=torch.float64) / 2560)[None].to(device)
+    logits = bits.view(torch.float32).expand(1, 512, 256).to(device)
+    uniform = ((torch.arange(512, dtype=torch.float64) + 0.5) / 512)[None].to(device)
     ids = token_selection(logits, uniform, top_k=top_k)
     assert set(ids.flatten().tolist()) == set(bits.argsort()[-top_k:].tolist())
 
@@ -210,52 +210,82 @@ def test_mass_above_equal_to_top_p_keeps(device, top_p, kept):
     assert set(ids.flatten().tolist()) == kept
 
 
+def chi_square_p(counts, expected):
+    """How likely counts are that differ from the expected ones by as much or more."""
+    assert (expected >= 5).all()
+    statistic = ((counts - expected) ** 2 / expected).sum()
+    freedom = torch.tensor(len(expected) - 1.0).double()
+    return torch.special.gammaincc(freedom / 2, statistic / 2)
+
+
 @pytest.mark.parametrize(
     ("peak", "arguments"),
     [(0.0, {}), (6.0, {}), (1.0, {"temperature": 0.8, "top_k": 40, "top_p": 0.9})],
     ids=["flat", "peaked", "filtered"],
 )
-def test_draws_follow_the_distribution(device, peak, arguments):
+def test_draws_follow_the_distribution(torch_device, peak, arguments):
     vocab_size, num_draws = 64, 1_000_000
     logits = torch.zeros(vocab_size)
     if peak:
         logits = torch.randn(vocab_size, generator=rng(3)) * 0.5
         logits[11] += peak
-    uniform = random_uniform(1, num_draws, seed=5)
-    rows = logits.to(device).expand(1, num_draws, vocab_size)
-    counts = token_selection(rows, uniform.to(device), **arguments).flatten().bincount().cpu()
+    uniform = random_uniform(1, num_draws)  # of seed 0, the first one: not picked
+    rows = logits.to(torch_device).expand(1, num_draws, vocab_size)
+    counts = token_selection(rows, uniform.to(torch_device), **arguments).flatten().bincount().cpu()
     counts = torch.nn.functional.pad(counts, (0, vocab_size - len(counts)))
 
     defaults = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
     expected = kept_probability(logits, *(defaults | arguments).values()) * num_draws
     assert (counts[expected == 0] == 0).all()
     expected, counts = expected[expected > 0], counts[expected > 0]
-    statistic = ((counts - expected) ** 2 / expected).sum()
-    freedom = torch.tensor(len(expected) - 1.0)
-    assert torch.special.gammaincc(freedom / 2, statistic.float() / 2) > 0.001
+    assert chi_square_p(counts, expected) > 0.001
+    # Probabilities that are off by 2 % would be noticed.
+    wrong = expected * torch.where(torch.arange(len(expected)) % 2 == 0, 1.02, 0.98)
+    assert chi_square_p(counts, wrong * num_draws / wrong.sum()) < 1e-6
 
 
 @pytest.mark.usefixtures("variant")
 @pytest.mark.parametrize(
     ("dtype", "temperature"), [(torch.float16, 2.0**-24), (torch.bfloat16, 1.0)]
 )
-def test_every_half_is_read_exactly(device, dtype, temperature):
+def test_every_half_is_read_exactly(torch_device, dtype, temperature):
     # Neighbouring values of the dtype in a row, subnormal ones included; the temperature stretches
     # the spacing of those to 1. float32 logits of the same value must give the same ids.
     bits = torch.arange(2**16, dtype=torch.int32).to(torch.int16)
     finite = bits.view(dtype)[bits.view(dtype).isfinite()]
-    logits = torch.stack([finite, finite.roll(1), finite.roll(2)], dim=-1)[None].to(device)
-    uniform = random_uniform(1, len(finite)).to(device)
+    logits = torch.stack([finite, finite.roll(1), finite.roll(2)], dim=-1)[None].to(torch_device)
+    uniform = random_uniform(1, len(finite)).to(torch_device)
     ids = token_selection(logits, uniform, temperature=temperature)
     assert torch.equal(ids, token_selection(logits.float(), uniform, temperature=temperature))
 
 
 @pytest.mark.parametrize("bits", [28, 36])
-def test_the_tail_gets_its_share(device, bits):
+def test_the_tail_gets_its_share(torch_device, bits):
     # A token of probability 2^-bits among draws from the last 2^-(bits-2) of the unit interval.
     num_draws = 40_000
     logits = torch.tensor([0.0, -bits * torch.log(torch.tensor(2.0)).item()])
     stratified = (torch.arange(num_draws, dtype=torch.float64) + 0.5) / num_draws
     uniform = 1 - 2.0 ** (2 - bits) * (1 - stratified)
-    ids = token_selection(logits.to(device).expand(1, num_draws, 2), uniform[None].to(device))
+    ids = token_selection(
+        logits.to(torch_device).expand(1, num_draws, 2), uniform[None].to(torch_device)
+    )
     assert ids.double().mean().item() == pytest.approx(0.25, rel=2**-10 if bits == 28 else 2**-5)
+
+
+@pytest.mark.usefixtures("variant")
+@pytest.mark.parametrize("place", [0, 2, 4])
+def test_a_rare_token_gets_its_share_wherever_it_stands(device, place):
+    # Three tokens of probability 2^-28 around two of 1/2, and draws from the token's part of the
+    # unit interval and what lies around it, one from each of equal strata: the count is exact.
+    num_draws = 1500
+    logits = torch.tensor([-27.0, 0.0, -27.0, 0.0, -27.0]) * torch.log(torch.tensor(2.0))
+    probability = logits.double().softmax(0)
+    assert probability[place].item() == pytest.approx(2**-28, rel=1e-6)
+    end = probability.cumsum(0)[place] + probability[place]
+    begin = (end - 3 * probability[place]).clamp(min=0)
+    end = end.clamp(max=1)
+    stratified = (torch.arange(num_draws, dtype=torch.float64) + 0.5) / num_draws
+    uniform = begin + (end - begin) * stratified
+    ids = token_selection(logits.to(device).expand(1, num_draws, 5), uniform[None].to(device))
+    share = num_draws * probability[place] / (end - begin)
+    assert ((ids == place).sum().cpu() - share).abs() <= 1

@@ -46,17 +46,17 @@ def sample_arguments():
     }
 
 
-@pytest.fixture(params=sample_arguments())
-def sample(request, device):
-    logits, uniform, options = sample_arguments()[request.param]
+def sample_on(device, name):
+    logits, uniform, options = sample_arguments()[name]
     placed = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in options.items()}
     return logits.to(device), uniform.to(device), placed
 
 
 @pytest.mark.usefixtures("variant")
+@pytest.mark.parametrize("name", sample_arguments())
 @pytest.mark.parametrize("op", [token_selection_, reference.token_selection_])
-def test_writes_the_ids_to_their_positions_only(device, sample, op):
-    logits, uniform, options = sample
+def test_writes_the_ids_to_their_positions_only(device, name, op):
+    logits, uniform, options = sample_on(device, name)
     positions = random_positions().to(device)
     tokens = fresh_tokens().to(device)
     assert op(tokens, positions, logits, uniform, **options) is None
@@ -66,9 +66,9 @@ def test_writes_the_ids_to_their_positions_only(device, sample, op):
 
 def test_strided_tokens_and_positions_between_sentinels(device):
     # Rows and columns of larger buffers, and transposed: each stride is its own.
-    logits, uniform, options = sample_arguments()["all"]
-    expected = fresh_tokens()
-    token_selection_(expected, random_positions(), logits, uniform, **options)
+    logits, uniform, options = sample_on(device, "all")
+    expected = fresh_tokens().to(device)
+    token_selection_(expected, random_positions().to(device), logits, uniform, **options)
 
     buffer = torch.full((2 * BATCH + 3, 3 * SEQ_LEN + 4), UNTOUCHED, device=device)
     view = buffer[2 : 2 + 2 * BATCH : 2, 3 : 3 + 3 * SEQ_LEN : 3]
@@ -94,6 +94,24 @@ def test_a_row_without_a_distribution_writes_minus_one(device):
     assert (tokens == -1).nonzero().tolist() == [[1, int(positions[1, 2])]]
 
 
+@pytest.mark.parametrize("position", [-1, -(2**63), SEQ_LEN, 2**40])
+def test_a_position_out_of_range_writes_nothing(device, runs_on, position):
+    # On a GPU nobody waits for the positions, to refuse them: the other rows are written.
+    logits, uniform, options = sample_on(device, "all")
+    tokens, expected = fresh_tokens().to(device), fresh_tokens().to(device)
+    positions = random_positions().to(device)
+    token_selection_(expected, positions, logits, uniform, **options)
+    expected[1, positions[1, 2]] = UNTOUCHED
+    positions[1, 2] = position
+    if runs_on.kind == "cpu":
+        with pytest.raises(ValueError, match="`positions`"):
+            token_selection_(tokens, positions, logits, uniform, **options)
+        assert (tokens == UNTOUCHED).all()
+    else:
+        token_selection_(tokens, positions, logits, uniform, **options)
+        assert torch.equal(tokens, expected)
+
+
 @pytest.mark.parametrize("shape", [(0, GROUP_SIZE), (BATCH, 0)])
 def test_empty(device, shape):
     tokens = fresh_tokens(shape[0]).to(device)
@@ -103,9 +121,10 @@ def test_empty(device, shape):
     assert (tokens == UNTOUCHED).all()
 
 
-def test_nothing_is_allocated(device):
-    logits, uniform, options = sample_arguments()["all"]
-    arguments = fresh_tokens().to(device), random_positions().to(device), logits, uniform
+def test_nothing_is_allocated(torch_device):
+    logits, uniform, options = sample_on(torch_device, "all")
+    tokens, positions = fresh_tokens().to(torch_device), random_positions().to(torch_device)
+    arguments = tokens, positions, logits, uniform
     activities = [torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
         token_selection_(*arguments, **options)
@@ -115,18 +134,19 @@ def test_nothing_is_allocated(device):
     assert all(event.self_cpu_memory_usage == 0 for event in events.values())
 
 
-def test_opcheck(device, sample):
-    logits, uniform, options = sample
+@pytest.mark.parametrize("name", sample_arguments())
+def test_opcheck(torch_device, name):
+    logits, uniform, options = sample_on(torch_device, name)
 
     def per_image(name, default, dtype):
-        value = torch.as_tensor(options.get(name, default), dtype=dtype, device=device)
+        value = torch.as_tensor(options.get(name, default), dtype=dtype, device=torch_device)
         return value.expand(BATCH)
 
     torch.library.opcheck(
         torch.ops.lpd_ext.token_selection_.default,
         (
-            fresh_tokens().to(device),
-            random_positions().to(device),
+            fresh_tokens().to(torch_device),
+            random_positions().to(torch_device),
             logits,
             uniform,
             options.get("cfg_scale"),
@@ -137,11 +157,12 @@ def test_opcheck(device, sample):
     )
 
 
-def test_compiles_as_one_graph(device, sample):
-    logits, uniform, options = sample
+@pytest.mark.parametrize("name", sample_arguments())
+def test_compiles_as_one_graph(torch_device, name):
+    logits, uniform, options = sample_on(torch_device, name)
     compiled = torch.compile(token_selection_, fullgraph=True, backend="aot_eager")
-    tokens, expected = fresh_tokens().to(device), fresh_tokens().to(device)
-    positions = random_positions().to(device)
+    tokens, expected = fresh_tokens().to(torch_device), fresh_tokens().to(torch_device)
+    positions = random_positions().to(torch_device)
     compiled(tokens, positions, logits, uniform, **options)
     token_selection_(expected, positions, logits, uniform, **options)
     assert torch.equal(tokens, expected)

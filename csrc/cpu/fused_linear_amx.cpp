@@ -10,6 +10,8 @@
 LPD_TARGET_BEGIN(LPD_AVX512)
 namespace lpd::cpu::avx512 {
 
+#include "gelu.inl"
+//
 #include "layer_norm.inl"
 //
 #include "fused_linear_ends.inl"

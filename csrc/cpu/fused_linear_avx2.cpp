@@ -8,6 +8,8 @@ namespace lpd::cpu::avx2 {
 
 constexpr int kTileRows = 5;
 
+#include "gelu.inl"
+//
 #include "layer_norm.inl"
 //
 #include "fused_linear_ends.inl"

@@ -8,6 +8,8 @@ namespace lpd::cpu::avx512 {
 
 constexpr int kTileRows = 12;
 
+#include "gelu.inl"
+//
 #include "layer_norm.inl"
 //
 #include "fused_linear_ends.inl"

@@ -6,6 +6,8 @@ namespace lpd::cpu::plain {
 
 constexpr int kTileRows = 2;
 
+#include "gelu.inl"
+//
 #include "layer_norm.inl"
 //
 #include "fused_linear_ends.inl"

@@ -1,4 +1,6 @@
 // group_embedding, for the namespace and target of the including file.
+#include "layer_norm.inl"
+#include "with_dtype.inl"
 
 template <class T>
 inline void embed_row(const GroupEmbeddingParams& params, int64_t image, int64_t row) {
@@ -20,19 +22,9 @@ inline void embed_row(const GroupEmbeddingParams& params, int64_t image, int64_t
   }
 }
 
-template <class T>
-inline void embed_rows(const GroupEmbeddingParams& params, int64_t begin, int64_t end) {
-  const int64_t rows = params.query_end - params.context_begin;
-  for (int64_t i = begin; i < end; ++i) embed_row<T>(params, i / rows, i % rows);
-}
-
 void group_embedding(const GroupEmbeddingParams& params, int64_t begin, int64_t end) {
-  switch (params.dtype) {
-    case Dtype::kFloat32:
-      return embed_rows<float>(params, begin, end);
-    case Dtype::kBFloat16:
-      return embed_rows<BFloat16>(params, begin, end);
-    case Dtype::kFloat16:
-      return embed_rows<Float16>(params, begin, end);
-  }
+  const int64_t rows = params.query_end - params.context_begin;
+  with_dtype(params.dtype, [&](auto element) {
+    for (int64_t i = begin; i < end; ++i) embed_row<decltype(element)>(params, i / rows, i % rows);
+  });
 }

@@ -9,8 +9,8 @@
 
 #include "group_order_cells.h"
 #include "group_order_kernels.h"
-#include "group_order_scores.h"
 #include "lpd/cpu_variant.h"
+#include "lpd/group_order_scores.h"
 #include "target.h"
 
 namespace lpd::cpu {

@@ -6,7 +6,7 @@
 #include <cstdint>
 
 #include "group_order_kernels.h"
-#include "group_order_scores.h"
+#include "lpd/group_order_scores.h"
 
 namespace lpd::cpu {
 

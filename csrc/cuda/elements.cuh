@@ -97,6 +97,49 @@ __device__ __forceinline__ void store_chunk(T* to, const Chunk<T>& chunk, bool a
   }
 }
 
+// The first `count` of kCount neighbours in a tensor, in float; the other values stay.
+template <class T, int kCount>
+__device__ __forceinline__ void load_values(const T* from,
+                                            bool aligned,
+                                            float (&values)[kCount],
+                                            int count = kCount) {
+  if (aligned && count == kCount) {
+#pragma unroll
+    for (int i = 0; i < kCount; i += Chunk<T>::kSize) {
+      const Chunk<T> chunk = load_chunk(from + i, true);
+#pragma unroll
+      for (int j = 0; j < Chunk<T>::kSize; ++j) values[i + j] = to_float(chunk.elements[j]);
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      if (i < count) values[i] = to_float(from[i]);
+    }
+  }
+}
+
+// The same to global memory, rounded.
+template <class T, int kCount>
+__device__ __forceinline__ void store_values(const float (&values)[kCount],
+                                             bool aligned,
+                                             T* to,
+                                             int count = kCount) {
+  if (aligned && count == kCount) {
+#pragma unroll
+    for (int i = 0; i < kCount; i += Chunk<T>::kSize) {
+      float part[Chunk<T>::kSize];
+#pragma unroll
+      for (int j = 0; j < Chunk<T>::kSize; ++j) part[j] = values[i + j];
+      store_chunk(to + i, to_chunk<T>(part), true);
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      if (i < count) to[i] = from_float<T>(values[i]);
+    }
+  }
+}
+
 // The elements times a factor, in float.
 template <class T>
 __device__ __forceinline__ void widen(const Chunk<T>& chunk, float factor, float4* to) {

@@ -135,6 +135,17 @@ __device__ __forceinline__ float f16_float(uint16_t bits) {
   return value;
 }
 
+// The larger one; NaN where one of them is.
+__device__ __forceinline__ float max_or_nan(float a, float b) {
+  float result;
+  asm("max.NaN.f32 %0, %1, %2;\n" : "=f"(result) : "f"(a), "f"(b));
+  return result;
+}
+
+// For the compiler another value from here on: what follows from it is not computed ahead, to be
+// kept in registers that are not there.
+__device__ __forceinline__ void renew(float& value) { asm volatile("" : "+f"(value)); }
+
 // 2^x to about two units in the last place; subnormals count as zero.
 __device__ __forceinline__ float exp2_fast(float x) {
   float result;

@@ -10,6 +10,7 @@
 #include <initializer_list>
 
 #include "lpd/dtype.h"
+#include "lpd/layer_norm.h"
 
 namespace lpd::binding {
 
@@ -53,6 +54,30 @@ inline Dtype float_dtype(const Tensor& tensor, const char* op, const char* argum
                       "`: expected Float, BFloat16 or Half, got ",
                       torch::headeronly::toString(tensor.scalar_type()));
   }
+}
+
+inline void check_rows(const Tensor& tensor, const char* op, const char* argument) {
+  STD_TORCH_CHECK(tensor.numel() == 0 || tensor.stride(-1) == 1, op, ": argument `", argument,
+                  "`: the last dimension must be contiguous");
+}
+
+// Of rows that are normalised.
+inline void check_norm_dim(int64_t dim, const char* op, const char* argument) {
+  STD_TORCH_CHECK(dim >= 16 && dim <= kMaxNormDim && dim % 16 == 0, op, ": argument `", argument,
+                  "`: expected a dim of at most ", kMaxNormDim, " that is a multiple of 16, got ",
+                  dim);
+}
+
+// A bias [features] comes in float32 or in the dtype of what it is added to.
+inline Dtype check_bias(const Tensor& bias,
+                        int64_t features,
+                        ScalarType added_to,
+                        const char* op,
+                        const char* argument) {
+  check_shape(bias, {features}, op, argument);
+  if (bias.scalar_type() != ScalarType::Float) check_dtype(bias, added_to, op, argument);
+  check_rows(bias, op, argument);
+  return float_dtype(bias, op, argument);
 }
 
 inline void check_cpu(const Tensor& tensor, const char* op, const char* argument) {

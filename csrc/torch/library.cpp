@@ -32,6 +32,11 @@ LPD_TORCH_LIBRARY(LPD_LIBRARY, m) {
       "Tensor pos_embed, Tensor norm_weight, Tensor norm_bias, SymInt context_begin, "
       "SymInt context_end, SymInt query_end, float norm_eps, Tensor(a!) out) -> ()");
   m.def(
+      "add_layer_norm(Tensor(a!) x, Tensor? delta, Tensor? bias, Tensor norm_weight, "
+      "Tensor norm_bias, float norm_eps, Tensor(b!) out) -> ()");
+  m.def("bias_gelu(Tensor x, Tensor? bias, Tensor(a!) out) -> ()");
+  m.def("bias_gelu.inplace(Tensor(a!) x, Tensor? bias) -> ()");
+  m.def(
       "fused_linear(Tensor x, Tensor weight, Tensor bias, Tensor? norm_weight, "
       "Tensor? norm_bias, float norm_eps, int epilogue, Tensor(a!) out) -> ()");
 }

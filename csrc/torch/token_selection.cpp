@@ -1,7 +1,6 @@
 // Binding of token_selection, with ids returned or written to their positions.
 #include "lpd/token_selection.h"
 
-#include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
@@ -11,30 +10,47 @@
 #include <optional>
 
 #include "checks.h"
+#include "cuda_launch.h"
+#include "library.h"
 #include "workspace.h"
 
 namespace lpd::binding {
 namespace {
+
+// Every tensor that a call reads.
+struct Tensors {
+  const Tensor& logits;
+  const Tensor& uniform;
+  const std::optional<Tensor>& cfg_scale;
+  const Tensor& temperature;
+  const Tensor& top_k;
+  const Tensor& top_p;
+  const Tensor* positions = nullptr;  // of token_selection_
+
+  template <class Function>
+  void for_each(const Function& function) const {
+    function(logits, "logits");
+    function(uniform, "uniform");
+    if (cfg_scale) function(*cfg_scale, "cfg_scale");
+    function(temperature, "temperature");
+    function(top_k, "top_k");
+    function(top_p, "top_p");
+    if (positions != nullptr) function(*positions, "positions");
+  }
+};
 
 void check_argument(const Tensor& tensor,
                     std::initializer_list<int64_t> shape,
                     ScalarType dtype,
                     const char* op,
                     const char* argument) {
-  check_cpu(tensor, op, argument);
   check_shape(tensor, shape, op, argument);
   check_dtype(tensor, dtype, op, argument);
 }
 
-// All but the destination.
-TokenSelectionParams checked_params(const char* op,
-                                    const Tensor& logits,
-                                    const Tensor& uniform,
-                                    const std::optional<Tensor>& cfg_scale,
-                                    const Tensor& temperature,
-                                    const Tensor& top_k,
-                                    const Tensor& top_p) {
-  check_cpu(logits, op, "logits");
+// All but devices and the destination.
+TokenSelectionParams checked_params(const char* op, const Tensors& tensors) {
+  const auto& [logits, uniform, cfg_scale, temperature, top_k, top_p, positions] = tensors;
   const Dtype dtype = float_dtype(logits, op, "logits");
   check_shape(logits, {-1, -1, -1}, op, "logits");
   const int64_t halves = cfg_scale ? 2 : 1;
@@ -76,6 +92,7 @@ TokenSelectionParams checked_params(const char* op,
       .top_p = top_p.const_data_ptr<float>(),
       .positions = nullptr,
       .ids = nullptr,
+      .seq_len = 0,
       .logits_batch_stride = logits.stride(0),
       .logits_group_stride = logits.stride(1),
       .uniform_batch_stride = uniform.stride(0),
@@ -92,34 +109,6 @@ TokenSelectionParams checked_params(const char* op,
   };
 }
 
-void run(const TokenSelectionParams& params) {
-  // A thread is worth waking for about a full-size row.
-  constexpr int64_t kTokensPerTask = 16384;
-  const int64_t grain_size = std::max<int64_t>(1, kTokensPerTask / params.vocab_size);
-  const size_t bytes = cpu::token_selection_workspace_size(params.vocab_size);
-  torch::stable::parallel_for(0, params.batch * params.group_size, grain_size,
-                              [&](int64_t begin, int64_t end) {
-                                cpu::token_selection(params, begin, end, workspace(bytes));
-                              });
-}
-
-Tensor token_selection_cpu(Tensor logits,
-                           Tensor uniform,
-                           std::optional<Tensor> cfg_scale,
-                           Tensor temperature,
-                           Tensor top_k,
-                           Tensor top_p) {
-  TokenSelectionParams params =
-      checked_params("token_selection", logits, uniform, cfg_scale, temperature, top_k, top_p);
-  Tensor ids =
-      torch::stable::new_empty(logits, {params.batch, params.group_size}, ScalarType::Long);
-  params.ids = ids.mutable_data_ptr<int64_t>();
-  params.ids_batch_stride = ids.stride(0);
-  params.ids_stride = ids.stride(1);
-  run(params);
-  return ids;
-}
-
 // The address behind the last element.
 const int64_t* end_of(const Tensor& tensor) {
   const int64_t* end = tensor.const_data_ptr<int64_t>();
@@ -130,21 +119,113 @@ const int64_t* end_of(const Tensor& tensor) {
   return end + 1;
 }
 
-void token_selection_inplace_cpu(Tensor tokens,
-                                 Tensor positions,
-                                 Tensor logits,
-                                 Tensor uniform,
-                                 std::optional<Tensor> cfg_scale,
-                                 Tensor temperature,
-                                 Tensor top_k,
-                                 Tensor top_p) {
+#if !defined(SIMT_EMULATE)
+
+struct OnCpu {
+  static void check(const Tensor& tensor, const Tensor&, const char* op, const char* argument) {
+    check_cpu(tensor, op, argument);
+  }
+
+  static void check_positions(const TokenSelectionParams& params, const char* op) {
+    for (int64_t image = 0; image < params.batch; ++image) {
+      for (int64_t query = 0; query < params.group_size; ++query) {
+        const int64_t position = params.positions[image * params.positions_batch_stride +
+                                                  query * params.positions_group_stride];
+        STD_TORCH_CHECK(position >= 0 && position < params.seq_len, op,
+                        ": argument `positions`: expected values in [0, ", params.seq_len,
+                        "), got ", position);
+      }
+    }
+  }
+
+  static void run(const TokenSelectionParams& params,
+                  const Tensors&,
+                  const Tensor&,
+                  const char* op) {
+    if (params.positions != nullptr) check_positions(params, op);
+    // A thread is worth waking for about a full-size row.
+    constexpr int64_t kTokensPerTask = 16384;
+    const int64_t grain_size = std::max<int64_t>(1, kTokensPerTask / params.vocab_size);
+    const size_t bytes = cpu::token_selection_workspace_size(params.vocab_size);
+    torch::stable::parallel_for(0, params.batch * params.group_size, grain_size,
+                                [&](int64_t begin, int64_t end) {
+                                  cpu::token_selection(params, begin, end, workspace(bytes));
+                                });
+  }
+};
+
+#endif
+#if defined(LPD_CUDA)
+
+// Positions stay where they are: a look at them would wait for all that the stream has to do.
+struct OnCuda {
+  static void check(const Tensor& tensor,
+                    const Tensor& first,
+                    const char* op,
+                    const char* argument) {
+    check_cuda(tensor, first, op, argument);
+  }
+
+  static void run(const TokenSelectionParams& params,
+                  const Tensors& tensors,
+                  const Tensor& ids,
+                  const char* op) {
+    CudaLaunch launch(tensors.logits);
+    tensors.for_each([&](const Tensor& tensor, const char* name) { launch.reads(tensor, name); });
+    launch.writes(ids, "ids");
+    check_launch(cuda::token_selection(params, launch.stream()), op);
+  }
+};
+
+#endif
+
+template <class Device>
+void check_devices(const Tensors& tensors, const char* op) {
+  tensors.for_each([&](const Tensor& tensor, const char* name) {
+    Device::check(tensor, tensors.logits, op, name);
+  });
+}
+
+template <class Device>
+Tensor token_selection(Tensor logits,
+                       Tensor uniform,
+                       std::optional<Tensor> cfg_scale,
+                       Tensor temperature,
+                       Tensor top_k,
+                       Tensor top_p) {
+  constexpr const char* kOp = "token_selection";
+  const Tensors tensors{logits, uniform, cfg_scale, temperature, top_k, top_p};
+  check_devices<Device>(tensors, kOp);
+  TokenSelectionParams params = checked_params(kOp, tensors);
+  Tensor ids =
+      torch::stable::new_empty(logits, {params.batch, params.group_size}, ScalarType::Long);
+  params.ids = ids.mutable_data_ptr<int64_t>();
+  params.seq_len = params.group_size;
+  params.ids_batch_stride = ids.stride(0);
+  params.ids_stride = ids.stride(1);
+  Device::run(params, tensors, ids, kOp);
+  return ids;
+}
+
+template <class Device>
+void token_selection_inplace(Tensor tokens,
+                             Tensor positions,
+                             Tensor logits,
+                             Tensor uniform,
+                             std::optional<Tensor> cfg_scale,
+                             Tensor temperature,
+                             Tensor top_k,
+                             Tensor top_p) {
   constexpr const char* kOp = "token_selection_";
-  TokenSelectionParams params =
-      checked_params(kOp, logits, uniform, cfg_scale, temperature, top_k, top_p);
+  const Tensors tensors{logits, uniform, cfg_scale, temperature, top_k, top_p, &positions};
+  check_devices<Device>(tensors, kOp);
+  Device::check(tokens, logits, kOp, "tokens");
+  TokenSelectionParams params = checked_params(kOp, tensors);
   check_argument(tokens, {params.batch, -1}, ScalarType::Long, kOp, "tokens");
   check_argument(positions, {params.batch, params.group_size}, ScalarType::Long, kOp, "positions");
   params.positions = positions.const_data_ptr<int64_t>();
   params.ids = tokens.mutable_data_ptr<int64_t>();
+  params.seq_len = tokens.size(1);
   params.positions_batch_stride = positions.stride(0);
   params.positions_group_stride = positions.stride(1);
   params.ids_batch_stride = tokens.stride(0);
@@ -154,24 +235,22 @@ void token_selection_inplace_cpu(Tensor tokens,
   STD_TORCH_CHECK(
       !before(params.positions, end_of(tokens)) || !before(params.ids, end_of(positions)), kOp,
       ": argument `positions`: expected memory apart from tokens, got an overlap");
-  const int64_t seq_len = tokens.size(1);
-  for (int64_t image = 0; image < params.batch; ++image) {
-    for (int64_t query = 0; query < params.group_size; ++query) {
-      const int64_t position = params.positions[image * params.positions_batch_stride +
-                                                query * params.positions_group_stride];
-      STD_TORCH_CHECK(position >= 0 && position < seq_len, kOp,
-                      ": argument `positions`: expected values in [0, ", seq_len, "), got ",
-                      position);
-    }
-  }
-  run(params);
+  Device::run(params, tensors, tokens, kOp);
+}
+
+template <class Device>
+void implement(torch::stable::detail::StableLibrary& m) {
+  m.impl("token_selection", TORCH_BOX(&token_selection<Device>));
+  m.impl("token_selection_", TORCH_BOX(&token_selection_inplace<Device>));
 }
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(lpd_ext, CPU, m) {
-  m.impl("token_selection", TORCH_BOX(&token_selection_cpu));
-  m.impl("token_selection_", TORCH_BOX(&token_selection_inplace_cpu));
-}
+#if !defined(SIMT_EMULATE)
+STABLE_TORCH_LIBRARY_IMPL(lpd_ext, CPU, m) { implement<OnCpu>(m); }
+#endif
+#if defined(LPD_CUDA)
+LPD_TORCH_LIBRARY_IMPL(LPD_LIBRARY, LPD_CUDA_KEY, m) { implement<OnCuda>(m); }
+#endif
 
 }  // namespace lpd::binding

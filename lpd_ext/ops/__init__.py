@@ -1,6 +1,8 @@
 """The operators: public function, docstring and fake kernel, one file each."""
 
 from lpd_ext import _binary as _binary  # registers torch.ops.lpd_ext
+from lpd_ext.ops.add_layer_norm import add_layer_norm
+from lpd_ext.ops.bias_gelu import bias_gelu
 from lpd_ext.ops.fused_linear import PackedLinear, fused_linear, pack_linear
 from lpd_ext.ops.group_attention import group_attention
 from lpd_ext.ops.group_embedding import group_embedding
@@ -10,6 +12,8 @@ from lpd_ext.ops.token_selection import token_selection, token_selection_
 
 __all__ = [
     "PackedLinear",
+    "add_layer_norm",
+    "bias_gelu",
     "fused_linear",
     "group_attention",
     "group_embedding",

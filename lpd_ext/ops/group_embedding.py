@@ -12,6 +12,7 @@ from lpd_ext.checks import (
     check_device_type,
     check_int,
     check_norm,
+    check_norm_dim,
     check_norm_eps,
     check_one_device,
     check_rows,
@@ -51,11 +52,12 @@ def group_embedding(
     Parameters
     ----------
     tokens : Tensor
-        int64 ``[batch, seq_len]`` in raster order, CPU; -1 (no token) reads as token 0.
+        int64 ``[batch, seq_len]`` in raster order; -1 (no token) reads as token 0.
     order : Tensor
         int64 ``[batch, seq_len]``, raster positions.
     token_emb : Tensor
-        ``[vocab_size, dim]``, contiguous, float32, bfloat16 or float16; dim a multiple of 16.
+        ``[vocab_size, dim]``, contiguous, float32, bfloat16 or float16; dim a multiple of
+        16, at most 8192.
     query_token : Tensor
         ``[dim]``, the position query token.
     pos_embed : Tensor
@@ -84,13 +86,16 @@ def group_embedding(
     TypeError
         A wrong dtype or type.
     NotImplementedError
-        A device without a kernel, a dim that is no multiple of 16, a tensor that requires grad.
+        A device without a kernel, a dim that is no multiple of 16 or above 8192, a tensor that
+        requires grad.
     RuntimeError
-        A position or token outside its table (nothing is written).
+        On the CPU, a position or token outside its table (nothing is written).
 
     Notes
     -----
-    Allocates no tensor. A row's bits depend on nothing but the row.
+    Allocates no tensor. A row's bits depend on nothing but the row, on the CPU also on the
+    instruction set (`lpd_ext.cpu_variant`). On CUDA, where asking would make the host wait, a row
+    whose position or token is outside its table becomes NaN and reads no table.
 
     Source: "position query tokens" of arXiv 2507.01957.
 
@@ -144,10 +149,9 @@ def _arguments(
 ) -> tuple[Tensor | float, ...]:
     """Return what the operator takes, checked."""
     check_tensor(_OP, "token_emb", token_emb, _DTYPES, "[vocab_size, dim]", 2)
-    check_device_type(_OP, "token_emb", token_emb, ("cpu",))
+    check_device_type(_OP, "token_emb", token_emb, ("cpu", "cuda"))
     vocab_size, dim = token_emb.shape
-    if dim == 0 or dim % 16:
-        fail(NotImplementedError, _OP, "token_emb", "a dim that is a multiple of 16", dim)
+    check_norm_dim(_OP, "token_emb", dim)
     if vocab_size == 0:
         fail(ValueError, _OP, "token_emb", "at least one token", "none")
     check_tensor(_OP, "tokens", tokens, (torch.int64,), "[batch, seq_len]", 2)

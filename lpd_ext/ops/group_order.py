@@ -12,8 +12,11 @@ from lpd_ext.checks import (
     check_order_arguments,
     fail,
 )
+from lpd_ext.ops.launch import device_types
 
 _OP = "group_order"
+_DEVICE_TYPES = device_types(_OP)
+_MOST_CELLS = {"cuda": 4096}
 
 
 def group_order(
@@ -37,9 +40,10 @@ def group_order(
     Parameters
     ----------
     seeds : Tensor
-        ``[batch]``, int64, CPU, any stride. The order of an image depends on its seed alone.
+        ``[batch]``, int64, CPU or (in a CUDA build) CUDA, any stride. The order of an image depends
+        on its seed alone.
     grid : tuple of int
-        Height and width, fewer than 2^31 cells.
+        Height and width, fewer than 2^31 cells, on CUDA at most 4096.
     group_sizes : sequence of int
         Positions per group, each at least 1; they sum to the positions that are not known.
     proximity_threshold : float
@@ -47,8 +51,10 @@ def group_order(
     repulsion_threshold : int
         Distance in cells, at least 0; 0 repels nothing.
     known : Tensor, optional
-        ``[batch, height * width]``, bool, CPU, any strides: positions decoded before the first
-        group, the same number in every image.
+        ``[batch, height * width]``, bool, device of ``seeds``, any strides: positions decoded
+        before the first group, the same number in every image. On CUDA its contents are not read
+        here, so that nobody waits for the device: an image with more or fewer known positions than
+        ``group_sizes`` leave gets -1 everywhere.
 
     Returns
     -------
@@ -64,13 +70,14 @@ def group_order(
     TypeError
         A wrong dtype or type.
     NotImplementedError
-        A device without a kernel.
+        A device without a kernel, or more cells than its kernel takes.
 
     Notes
     -----
     Deterministic and exact: scores are compared by their counts, distances as squared integers,
     random keys are Philox4x32-10 blocks, so that every implementation draws the same order. In a
-    compiled graph the contents of ``known`` are checked by the operator (RuntimeError).
+    compiled graph on the CPU the contents of ``known`` are checked by the operator (RuntimeError).
+    The CUDA kernel has not yet run on a GPU.
 
     Source: arXiv 2507.01957, locality-aware generation order; mit-han-lab/lpd@f447b83.
 
@@ -79,8 +86,12 @@ def group_order(
     >>> group_order(torch.tensor([0]), (2, 2), [1, 3]).sort().values
     tensor([[0, 1, 2, 3]])
     """
-    num_known = check_order_arguments(_OP, seeds, grid, known)
-    check_device_type(_OP, "seeds", seeds, ("cpu",))
+    num_known = check_order_arguments(_OP, seeds, grid, known, unread=("cuda",))
+    check_device_type(_OP, "seeds", seeds, _DEVICE_TYPES)
+    most_cells = _MOST_CELLS.get(seeds.device.type)
+    if most_cells is not None and grid[0] * grid[1] > most_cells:
+        wanted = f"at most {most_cells} cells on {seeds.device.type}"
+        fail(NotImplementedError, _OP, "grid", wanted, f"{grid[0]} x {grid[1]}")
     if isinstance(group_sizes, (str, Tensor)) or not isinstance(group_sizes, Sequence):
         fail(TypeError, _OP, "group_sizes", "a sequence of int", type(group_sizes).__name__)
     if set(map(type, group_sizes)) != {int} or min(group_sizes) < 1:  # quick where all is well

@@ -211,6 +211,29 @@ def group_embedding(
     return out.copy_(rows.repeat(out.shape[0] // max(len(tokens), 1), 1, 1))
 
 
+def add_layer_norm(
+    x: Tensor,
+    norm: tuple[Tensor, Tensor],
+    *,
+    delta: Tensor | None = None,
+    bias: Tensor | None = None,
+    norm_eps: float = 1e-6,
+    out: Tensor,
+) -> Tensor:
+    """Add to the rows in place and normalise them, in the dtype of ``x``."""
+    if delta is not None:
+        x += delta.to(x.dtype) if bias is None else delta.to(x.dtype) + bias.to(x.dtype)
+    scale, shift = (part.to(x.dtype) for part in norm)
+    return out.copy_(F.layer_norm(x, x.shape[-1:], scale, shift, norm_eps))
+
+
+def bias_gelu(x: Tensor, bias: Tensor | None = None, *, out: Tensor) -> Tensor:
+    """Add the bias and take GELU; float64 in its own dtype, else in float32."""
+    compute = torch.float64 if x.dtype == torch.float64 else torch.float32
+    y = x.to(compute)
+    return out.copy_(F.gelu(y if bias is None else y + bias.to(compute)))
+
+
 def token_selection(
     logits: Tensor,
     uniform: Tensor,

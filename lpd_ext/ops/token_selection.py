@@ -17,8 +17,9 @@ from lpd_ext.checks import (
     check_tensor,
     fail,
 )
-from lpd_ext.ops.launch import Launch
+from lpd_ext.ops.launch import Launch, device_types
 
+_DEVICE_TYPES = device_types("token_selection")
 _MAX_VOCAB_SIZE = 2**22  # 2^40 a token must sum up inside 64 bits
 _MAX_FLOAT32 = torch.finfo(torch.float32).max
 
@@ -47,8 +48,8 @@ def token_selection(
     logits : Tensor
         ``[batch, group_size, vocab_size]``, or ``[2 * batch, group_size, vocab_size]`` with
         ``cfg_scale``: the conditional rows, then the unconditional ones. float32, bfloat16 or
-        float16, CPU; the vocabulary (1 to 2^22 tokens) contiguous, other strides any. -inf masks a
-        token.
+        float16, CPU or CUDA; the vocabulary (1 to 2^22 tokens) contiguous, other strides any. -inf
+        masks a token.
     uniform : Tensor
         ``[batch, group_size]``, float64, in [0, 1), any strides.
     cfg_scale : Tensor, optional
@@ -82,10 +83,11 @@ def token_selection(
     Notes
     -----
     A pure function of its arguments, and of a row's alone: the same row gives the same id at any
-    place in any batch. The arithmetic is specified to the bit: x and y in float32, probabilities as
-    integers of 2^-40 of the row's largest, from one polynomial; a token below 2^-41 of the largest
-    is never drawn. A temperature so small that y overflows acts as 0. Values in tensors are judged
-    inside the kernel, never on the host, so that a captured graph can change them.
+    place in any batch, on the CPU and on a GPU. The arithmetic is specified to the bit: x and y in
+    float32, probabilities as integers of 2^-40 of the row's largest, from one polynomial; a token
+    below 2^-41 of the largest is never drawn. A temperature so small that y overflows acts as 0.
+    Values in tensors are judged inside the kernel, never on the host, so that a captured graph can
+    change them.
 
     Source: arXiv 2507.01957; the chain of guidance, top-k and top-p as in mit-han-lab/lpd@f447b83
     (models/sampling.py), but for ties under top-p, which stay or go together.
@@ -137,15 +139,16 @@ def token_selection_(
         at ``positions``.
     positions : Tensor
         ``[batch, group_size]``, int64, in [0, seq_len), any strides: raster positions, those of an
-        image distinct. Its memory range must not overlap that of ``tokens``.
+        image distinct. Its memory range must not overlap that of ``tokens``. On CUDA a row whose
+        position is out of range writes nothing, and nothing is raised.
     logits, uniform, cfg_scale, temperature, top_k, top_p
         As `token_selection` takes them.
 
     Raises
     ------
     ValueError
-        A wrong shape, stride or device, a number or a position out of range, tensors that overlap.
-        Nothing has been written then.
+        A wrong shape, stride or device, a number or (on the CPU) a position out of range, tensors
+        that overlap. Nothing has been written then.
     TypeError
         A wrong dtype or type.
     NotImplementedError
@@ -155,7 +158,8 @@ def token_selection_(
     -----
     With tensors for temperature, top_k and top_p nothing is allocated. A row without a distribution
     writes -1. Equal positions in one image are not looked for: the id of one of the rows stays, of
-    which is undefined. In a compiled graph a position out of range is a RuntimeError.
+    which is undefined. In a compiled graph on the CPU a position out of range is a RuntimeError; on
+    CUDA nobody waits for the positions, so that a graph can be captured.
 
     Source: arXiv 2507.01957.
 
@@ -250,7 +254,7 @@ def _checked(
     """Return the arguments that both operators share, numbers as tensors."""
     dtypes = (torch.float32, torch.bfloat16, torch.float16)
     check_tensor(op, "logits", logits, dtypes, "[batch, group_size, vocab_size]", 3)
-    check_device_type(op, "logits", logits, ("cpu",))
+    check_device_type(op, "logits", logits, _DEVICE_TYPES)
     rows, group_size, vocab_size = logits.shape
     if not 1 <= vocab_size <= _MAX_VOCAB_SIZE:
         fail(ValueError, op, "logits", f"a vocabulary of 1 to {_MAX_VOCAB_SIZE}", vocab_size)

@@ -2,18 +2,25 @@
 // rows of decoded tokens, then query rows, all at the positions that the order names.
 //   context row i  layer_norm(token_emb[tokens[p]] + pos_embed[p]),  p = order[context_begin + i]
 //   query row i    layer_norm(query_token + pos_embed[p]),           p = order[context_end + i]
+// On the CPU the caller has checked what is looked up; on CUDA, where nobody can without waiting
+// for the device, a row whose position or token is outside its table becomes NaN and reads no
+// table.
 #pragma once
 
 #include <cstdint>
 
+#include "lpd/cuda_runtime.h"
 #include "lpd/dtype.h"
+#include "lpd/layer_norm.h"
 
 namespace lpd {
 
 struct GroupEmbeddingParams {
   int64_t batch;
   int64_t copies;  // of every image, one after the other: 2 with classifier-free guidance
-  int64_t dim;     // a multiple of 16
+  int64_t dim;     // a multiple of 16, at most kMaxNormDim
+  int64_t seq_len;
+  int64_t vocab_size;
   int64_t context_begin;
   int64_t context_end;
   int64_t query_end;
@@ -41,4 +48,13 @@ namespace cpu {
 void group_embedding(const GroupEmbeddingParams& params, int64_t begin, int64_t end);
 
 }  // namespace cpu
+
+#if defined(LPD_CUDA)
+namespace cuda {
+
+// All rows, on `stream`.
+cudaError_t group_embedding(const GroupEmbeddingParams& params, cudaStream_t stream);
+
+}  // namespace cuda
+#endif
 }  // namespace lpd

@@ -5,6 +5,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "lpd/cuda_runtime.h"
+
 namespace lpd {
 
 struct GroupOrderParams {
@@ -16,7 +18,7 @@ struct GroupOrderParams {
   int64_t repulsion_threshold;  // Chebyshev distance up to which two picks of a group repel
 
   const int64_t* seeds;        // [batch]
-  const int64_t* group_sizes;  // [num_groups], each >= 1; sums to the positions that are not known
+  const int64_t* group_sizes;  // [num_groups] on the host, each >= 1; sums to what is not known
   const uint8_t* known;        // [batch, height * width], not 0: known; or null: none is
   int64_t* order;              // [batch, height * width], contiguous: raster positions
 
@@ -35,4 +37,16 @@ size_t group_order_workspace(const GroupOrderParams& params);
 void group_order(const GroupOrderParams& params, int64_t begin, int64_t end, std::byte* workspace);
 
 }  // namespace cpu
+
+#if defined(LPD_CUDA)
+namespace cuda {
+
+constexpr int64_t kMostOrderCells = 4096;  // of a grid
+
+// Orders of all images on `stream`; the sizes are read before it returns, and sum to height * width
+// at most. An image whose known positions are more or fewer than they leave gets -1 everywhere.
+cudaError_t group_order(const GroupOrderParams& params, cudaStream_t stream);
+
+}  // namespace cuda
+#endif
 }  // namespace lpd

@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "lpd/cuda_runtime.h"
 #include "lpd/dtype.h"
 
 namespace lpd {
@@ -24,6 +25,7 @@ struct TokenSelectionParams {
   const float* top_p;         // [batch]; >= 1: off
   const int64_t* positions;   // [batch, group_size], or null: ids is [batch, group_size]
   int64_t* ids;               // [batch, seq_len]: the id of row j goes to place positions[j]
+  int64_t seq_len;            // on CUDA a row whose place is not in [0, seq_len) writes nothing
 
   int64_t logits_batch_stride;
   int64_t logits_group_stride;
@@ -57,4 +59,13 @@ void token_selection(const TokenSelectionParams& params,
                      std::byte* workspace);
 
 }  // namespace cpu
+
+#if defined(LPD_CUDA)
+namespace cuda {
+
+// Ids of all rows, on `stream`: those of the CPU, to the bit.
+cudaError_t token_selection(const TokenSelectionParams& params, cudaStream_t stream);
+
+}  // namespace cuda
+#endif
 }  // namespace lpd

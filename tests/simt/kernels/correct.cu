@@ -290,6 +290,9 @@ CASE(half_conversions) {
   expect_equal(simt::pack_f16(65519.0f, -65520.0f), 0xfc007bffu, "largest and infinity");
   expect_equal(simt::exp2_fast(-130.0f), 0.0f, "subnormal results are zero");
   expect_equal(simt::exp2_fast(3.0f), 8.0f, "exp2");
+  expect_equal(simt::max_or_nan(-1.0f, 2.0f), 2.0f, "the larger one");
+  expect_equal(std::isnan(simt::max_or_nan(NAN, 1.0f)), true, "a NaN wins on the left");
+  expect_equal(std::isnan(simt::max_or_nan(1.0f, NAN)), true, "a NaN wins on the right");
 }
 
 // Registered ranges that overlap, one of them twice, and their way back.

@@ -85,6 +85,10 @@ constexpr uint32_t pack_f16(float low, float high) {
   return f16_bits(low) | uint32_t{f16_bits(high)} << 16;
 }
 
+constexpr float max_or_nan(float a, float b) { return a != a || a > b ? a : b; }
+
+constexpr void renew(float&) {}
+
 // As ex2.approx.ftz: subnormal arguments and results count as zero.
 inline float exp2_fast(float x) {
   const float result = std::exp2(x);

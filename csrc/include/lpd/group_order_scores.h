@@ -1,11 +1,13 @@
-// Scores of group_order as integers.
+// Scores of group_order as integers, on every device.
 #pragma once
 
 #include <algorithm>
 #include <array>
 #include <cstdint>
 
-namespace lpd::cpu {
+#include "lpd/inline.h"
+
+namespace lpd {
 
 // A cell's neighbours decoded so far are counted in one number: kOrthogonal for each one at
 // distance 1, kDiagonal for each one at distance sqrt 2, up to 4 of either. In 16 bits: a store of
@@ -46,14 +48,14 @@ class ScoreTable {
     }
   }
 
-  uint16_t place(uint16_t neighbours) const { return places_[neighbours]; }
+  LPD_INLINE uint16_t place(uint16_t neighbours) const { return places_[neighbours]; }
 
   // From this place on scores reach the threshold.
-  uint16_t first_walked() const { return first_walked_; }
+  LPD_INLINE uint16_t first_walked() const { return first_walked_; }
 
  private:
-  std::array<uint16_t, kNumScores> places_;
+  uint16_t places_[kNumScores];
   uint16_t first_walked_;
 };
 
-}  // namespace lpd::cpu
+}  // namespace lpd
