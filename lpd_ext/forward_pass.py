@@ -49,10 +49,11 @@ def _with_products_of_torch(weights: PackedModel, buffers: PlanBuffers, step: in
     rows = buffers.attended(step)  # normalised ones, then those of the attention
     product = buffers.product(step)  # in the memory of qkv, which is done with by then
     launches: list[Launch] = []
-    pending: dict[str, Tensor] = {}  # what the residual stream still lacks
+    delta: Tensor | None = None  # what the residual stream still lacks
+    bias: Tensor | None = None
     for layer, block in enumerate(weights.blocks):
         launches += [
-            prepare_add_layer_norm(x, block.norm1, **pending, out=rows),
+            prepare_add_layer_norm(x, block.norm1, delta=delta, bias=bias, out=rows),
             block.qkv.product(rows, with_bias=True, out=qkv),
             _attention(buffers, step, layer, out=rows),
             block.proj.product(rows, out=product),
@@ -61,14 +62,15 @@ def _with_products_of_torch(weights: PackedModel, buffers: PlanBuffers, step: in
             prepare_bias_gelu(hidden, block.fc1.bias, out=hidden),
             block.fc2.product(hidden, out=product),
         ]
-        pending = {"delta": product, "bias": block.fc2.bias}
+        delta, bias = product, block.fc2.bias
     context_len = buffers.shape.context_len(step)
-    if pending:
-        pending["delta"] = product[:, context_len:]
+    delta = None if delta is None else delta[:, context_len:]
     queries = buffers.queries(step)
     return [
         *launches,
-        prepare_add_layer_norm(x[:, context_len:], weights.norm, **pending, out=queries),
+        prepare_add_layer_norm(
+            x[:, context_len:], weights.norm, delta=delta, bias=bias, out=queries
+        ),
         weights.head.product(queries, out=buffers.logits(step)),
     ]
 
