@@ -108,8 +108,9 @@ phase_report() {
 
 # After every phase, so that what a borrowed machine ran is not lost with it.
 hand_over() {
-  tar -C "$folder" --exclude=gpu_check.tar.gz --exclude=built_here \
-    -czf "$folder/gpu_check.tar.gz" .
+  local archive=$folder.tar.gz  # not inside what it is made of
+  tar -C "$folder" --exclude=gpu_check.tar.gz --exclude=built_here -czf "$archive" .
+  mv "$archive" "$folder/gpu_check.tar.gz"
   [ -z "${OUT:-}" ] ||
     find "$folder" -maxdepth 1 \( -name 'gpu_check.*' -o -name measurements.json \) \
       -exec cp -t "$OUT" {} +

@@ -20,12 +20,12 @@ def fail(error: type[Exception], op: str, argument: str, expected: str, got: obj
 
 @contextmanager
 def naming_memory(op: str, what: str) -> Iterator[None]:
-    """Turn a failed allocation, for which torch has no type, into a MemoryError that names it."""
+    """Turn a failed allocation, whatever type torch gives it, into a MemoryError that names it."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
         known = any(text in str(error) for text in ("can't allocate memory", "not enough memory"))
-        if not (known or isinstance(error, MemoryError)):
+        if not (known or isinstance(error, (MemoryError, torch.OutOfMemoryError))):
             raise
         raise MemoryError(f"{op}: not enough memory for {what}") from error
 

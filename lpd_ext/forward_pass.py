@@ -18,6 +18,15 @@ from lpd_ext.ops.launch import Launch
 from lpd_ext.packed_model import PackedModel
 from lpd_ext.plan_buffers import PlanBuffers
 
+OPS = {
+    "own": ["group_embedding", "group_attention", "token_selection_", "fused_linear"],
+    "torch": [
+        *("group_embedding", "group_attention", "token_selection_"),
+        *("add_layer_norm", "bias_gelu"),
+    ],
+}
+"""The operators of a whole step, by whose the matrix products are."""
+
 _BLOCK = 32  # features; rows between two layers in blocks are what fused_linear likes best
 
 

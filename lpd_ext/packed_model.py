@@ -49,7 +49,7 @@ class PackedModel:
     Parameters
     ----------
     model : LPD
-        In evaluation, on the CPU, as the package makes it. Kept, and watched for changes.
+        In evaluation, as the package makes it. Kept, and watched for changes.
     dtype : torch.dtype
         float32 or bfloat16, of the packed weights. Embeddings keep the model's dtype, norms and
         biases are float32.

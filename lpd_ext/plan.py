@@ -20,13 +20,14 @@ from lpd_ext.checks import fail
 from lpd_ext.cuda_graph import captured
 from lpd_ext.decode import Progress, guide, raise_for_invalid
 from lpd_ext.decode_request import check_request
-from lpd_ext.forward_pass import forward_pass
+from lpd_ext.forward_pass import OPS, forward_pass
 from lpd_ext.models.lpd import LPD, UNCONDITIONAL
 from lpd_ext.ops.group_embedding import prepare_group_embedding
 from lpd_ext.ops.launch import Launch
 from lpd_ext.ops.token_selection import prepare_token_selection_
 from lpd_ext.packed_model import PackedModel, Products
 from lpd_ext.plan_buffers import PlanBuffers, plan_shape
+from lpd_ext.verdicts import trusted
 
 _OWNER = "DecodePlan"
 
@@ -46,11 +47,13 @@ class _Step:
 class DecodePlan:
     """`lpd_ext.decode` for one model, batch size, list of group sizes and dtype, prepared once.
 
+    On a GPU all its steps are one captured CUDA graph: not yet run on a GPU.
+
     Parameters
     ----------
     model : LPD
-        In evaluation, on the CPU, without hooks. Changes of its weights are noticed at the next
-        call; see `lpd_ext.packed_model.PackedModel` for what cannot be.
+        In evaluation, on the CPU or a GPU, without hooks. Changes of its weights are noticed at the
+        next call; see `lpd_ext.packed_model.PackedModel` for what cannot be.
     batch_size : int
         Images decoded together; a call with fewer is padded, and costs as much.
     group_sizes : Sequence[int]
@@ -78,16 +81,25 @@ class DecodePlan:
         The model is on a device without kernels, or there are none for its head_dim.
     MemoryError
         There is not enough memory; the message names the sizes. Nothing is kept.
+    RuntimeError
+        A kernel failed its self-check on this GPU; `lpd_ext.decode` goes around it.
+
+    Warns
+    -----
+    RuntimeWarning
+        The GPU has memory for the plan, but not for its CUDA graph: launches run one by one.
 
     Notes
     -----
     A call allocates tensors before its loop and after it, never inside, but for what
     `return_logits` and `progress` ask for; kernels keep a small workspace a thread, which grows in
-    the first calls. An image's bits depend neither on
-    the other images, nor on its place, the batch size or the number of threads: all matrix products
-    are the package's own. They do depend on the instruction set (`lpd_ext.cpu_variant`), and logits
-    differ from those of `lpd_ext.decode` in the last places. Calls of plans that share weights wait
-    for each other.
+    the first calls. An image's bits depend neither on the other images nor on its place; with own
+    matrix products they depend neither on the batch size nor on the number of threads. They do
+    depend on the instruction set (`lpd_ext.cpu_variant`), and logits differ from those of
+    `lpd_ext.decode` in the last places. Calls of plans that share weights wait for each other.
+
+    One graph serves every request. A call that looks into the loop (`return_logits`, `progress`,
+    `forced_tokens`) launches step by step instead, to the same bits.
 
     Examples
     --------
@@ -113,6 +125,12 @@ class DecodePlan:
         if products is None and isinstance(packed, PackedModel):
             products = packed.products
         self.shape = shape = plan_shape(model, batch_size, group_sizes, guided, dtype, products)
+        for op in OPS[shape.products]:
+            if not trusted(op, model.device):
+                raise RuntimeError(
+                    f"{_OWNER}: {op} failed its self-check on {model.device} (`lpd-ext info` says "
+                    "how); lpd_ext.decode goes around it"
+                )
         if packed is None:
             packed = PackedModel(model, shape.dtype, shape.products)
         elif not isinstance(packed, PackedModel):

@@ -13,6 +13,7 @@ from test_plan_bfloat16 import errors
 from tiny_pipeline import tiny_pipeline
 
 from lpd_ext import LPD, DecodePlan, LPDConfig, decode, group_order, group_sizes, philox
+from lpd_ext import plan as plan_module
 from lpd_ext.kernels import REFERENCE
 from lpd_ext.packed_model import PackedModel
 
@@ -132,6 +133,13 @@ def test_products_must_be_known_and_those_of_the_weights(model):
     assert DecodePlan(model, 4, SIZES, packed=packed).shape.products == "torch"
     with pytest.raises(ValueError, match="`packed`: expected weights for products 'own'"):
         DecodePlan(model, 4, SIZES, packed=packed, products="own")
+
+
+def test_a_kernel_that_failed_its_check_is_not_planned_with(model, monkeypatch):
+    monkeypatch.setattr(plan_module, "trusted", lambda op, device: op != "bias_gelu")
+    with pytest.raises(RuntimeError, match=r"^DecodePlan: bias_gelu failed .* on cpu .*decode"):
+        DecodePlan(model, 4, SIZES, products="torch")
+    assert DecodePlan(model, 4, SIZES).shape.products == "own"
 
 
 @pytest.mark.cuda
