@@ -25,7 +25,7 @@ import emulator
 ROOT = Path(__file__).parent.parent
 KERNELS, BINDINGS = ROOT / "csrc/cuda", ROOT / "csrc/torch"
 SURVIVORS = ROOT / "tests/survivors.json"
-LONGEST_RUN = 120  # seconds, after which a mutant counts as caught: it hangs
+LONGEST_RUN = 600  # seconds, after which a mutant counts as caught: it hangs
 
 _OLD = "[](auto* p, auto v) {{ const auto old = *p; *p = {}; return old; }}"
 RULES = [  # a pattern, and what it becomes
@@ -114,8 +114,8 @@ def ops_with_kernels() -> list[str]:
     return [path.stem for path in KERNELS.glob("*.cu") if (BINDINGS / f"{path.stem}.cpp").exists()]
 
 
-def is_caught(mutant: Mutant) -> bool:
-    """Whether a test fails on the mutant, or it does not compile."""
+def fate(mutant: Mutant) -> str:
+    """Whether a test fails on the mutant, or it does not compile, or is out of time."""
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder)
         if not mutant.file.endswith(".cu"):  # a header is looked for beside who includes it
@@ -125,9 +125,10 @@ def is_caught(mutant: Mutant) -> bool:
         (copy / mutant.file).write_text(mutated(source, mutant))
         selection = ["-k", "simt or schedule", *tests_of(mutant.file)]
         try:
-            return emulator.run_tests(copy, *selection, timeout=LONGEST_RUN).returncode != 0
+            failed = emulator.run_tests(copy, *selection, timeout=LONGEST_RUN).returncode != 0
         except subprocess.TimeoutExpired:
-            return True
+            return "hung"
+        return "caught" if failed else "survived"
 
 
 def all_mutants() -> list[Mutant]:
@@ -151,9 +152,9 @@ def main() -> int:
     known = json.loads(SURVIVORS.read_text())
     survivors, unexplained = [], 0
     with ThreadPoolExecutor(options.jobs) as pool:
-        for mutant, caught in zip(mutants, pool.map(is_caught, mutants), strict=True):
-            if caught:
-                print("caught  ", mutant, flush=True)
+        for mutant, became in zip(mutants, pool.map(fate, mutants), strict=True):
+            if became != "survived":
+                print(f"{became:8}", mutant, flush=True)
                 continue
             survivors.append(mutant.key)
             why = next((entry["why"] for entry in known if mutant.key.items() <= entry.items()), "")
