@@ -41,13 +41,21 @@ def all_buffers(plan):
     return [tensor for tensor in tensors if torch.is_tensor(tensor)]
 
 
-@pytest.mark.parametrize("case", ["lpd_grid8", "lpd_grid8_nocfg", "lpd_grid16_20steps"])
+PUBLISHED = ["lpd_grid8", "lpd_grid8_nocfg", "lpd_grid16_20steps"]
+
+
+@pytest.mark.parametrize("case", PUBLISHED)
 def test_matches_published(golden_folder, case, variant):
-    golden = np.load(golden_folder / f"{case}.npz")
+    assert_matches_published(golden_folder / f"{case}.npz")
+
+
+def assert_matches_published(path, **options):
+    """Assert that a plan with these options gives the tokens and logits of a golden file."""
+    golden = np.load(path)
     config = json.loads(str(golden["config"]))
     labels = torch.from_numpy(golden["labels"]).long()
     model, sizes = golden_model(golden).eval(), golden["group_sizes"].tolist()
-    tokens, logits = DecodePlan(model, len(labels), sizes, guided=config["cfg"] != 1)(
+    tokens, logits = DecodePlan(model, len(labels), sizes, guided=config["cfg"] != 1, **options)(
         labels,
         torch.from_numpy(golden["orders"]).long(),
         cfg_scale=config["cfg"],
@@ -94,11 +102,16 @@ SETTINGS = {
 @pytest.mark.parametrize("sizes", [SIZES, [16], [1] * 16, [7, 1, 8]], ids=str)
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS.keys())
 def test_float32_is_decode(model, sizes, settings):
+    assert_is_decode(model, sizes, settings)
+
+
+def assert_is_decode(model, sizes, settings, **options):
+    """Assert that a plan with these options draws the tokens of `decode` from its logits."""
     r = request(**settings) | {"group_sizes": sizes, "order": any_order(4)}
     expected, expected_logits = decode(model, **r, return_logits=True)
     del r["group_sizes"]
     guided = torch.is_tensor(r["cfg_scale"]) or r["cfg_scale"] != 1
-    plan = DecodePlan(model, 4, sizes, guided=guided)
+    plan = DecodePlan(model, 4, sizes, guided=guided, **options)
     tokens, logits = plan(**r, return_logits=True)
     assert tokens.equal(expected)
     torch.testing.assert_close(logits, expected_logits, atol=1e-5, rtol=1e-5)

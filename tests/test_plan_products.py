@@ -1,14 +1,17 @@
 """A plan on torch's matrix products: what a GPU runs, here on the CPU and in the emulator."""
 
-import json
-
 import emulator
-import numpy as np
 import pytest
 import torch
 from test_decode import SIZES
-from test_lpd import golden_model
-from test_plan import FORCED, SETTINGS, any_order, call, request
+from test_plan import (
+    FORCED,
+    PUBLISHED,
+    SETTINGS,
+    assert_is_decode,
+    assert_matches_published,
+    call,
+)
 from test_plan_bfloat16 import errors
 from tiny_pipeline import tiny_pipeline
 
@@ -26,39 +29,12 @@ def model():
 @pytest.mark.parametrize("sizes", [SIZES, [16], [1] * 16], ids=str)
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS.keys())
 def test_float32_is_decode(model, sizes, settings):
-    arguments = request(**settings) | {"group_sizes": sizes, "order": any_order(4)}
-    expected, expected_logits = decode(model, **arguments, return_logits=True)
-    del arguments["group_sizes"]
-    guided = torch.is_tensor(arguments["cfg_scale"]) or arguments["cfg_scale"] != 1
-    plan = DecodePlan(model, 4, sizes, guided=guided, products="torch")
-    tokens, logits = plan(**arguments, return_logits=True)
-    assert tokens.equal(expected)
-    torch.testing.assert_close(logits, expected_logits, atol=1e-5, rtol=1e-5)
-    assert plan(**arguments).equal(expected)
+    assert_is_decode(model, sizes, settings, products="torch")
 
 
-@pytest.mark.parametrize("case", ["lpd_grid8", "lpd_grid8_nocfg", "lpd_grid16_20steps"])
+@pytest.mark.parametrize("case", PUBLISHED)
 def test_matches_published(golden_folder, case):
-    golden = np.load(golden_folder / f"{case}.npz")
-    config = json.loads(str(golden["config"]))
-    labels = torch.from_numpy(golden["labels"]).long()
-    plan = DecodePlan(
-        golden_model(golden).eval(),
-        len(labels),
-        golden["group_sizes"].tolist(),
-        guided=config["cfg"] != 1,
-        products="torch",
-    )
-    tokens, logits = plan(
-        labels,
-        torch.from_numpy(golden["orders"]).long(),
-        cfg_scale=config["cfg"],
-        cfg_schedule=config["cfg_schedule"],
-        temperature=0,
-        return_logits=True,
-    )
-    assert tokens.tolist() == golden["tokens"].tolist()
-    torch.testing.assert_close(logits, torch.from_numpy(golden["logits"]), atol=1e-4, rtol=0)
+    assert_matches_published(golden_folder / f"{case}.npz", products="torch")
 
 
 def test_every_kernel_emulated(monkeypatch):
