@@ -8,6 +8,9 @@ from collections.abc import Callable
 import torch
 
 
+_WITH_GRAPHS = ("cuda",)
+
+
 @torch.no_grad()
 def captured(
     run: Callable[[], None], device: torch.device, what: str
@@ -19,20 +22,22 @@ def captured(
     run : Callable
         Launches on the current stream, on memory that stays where it is; no synchronisation.
     device : torch.device
-        A GPU.
+        Where the memory is.
     what : str
         Whose launches, with its sizes, for the warning.
 
     Returns
     -------
     torch.cuda.CUDAGraph or None
-        None where the device's memory did not suffice.
+        None where the device has no graphs, or its memory did not suffice.
 
     Warns
     -----
     RuntimeWarning
         It did not. `run` is as good as before.
     """
+    if device.type not in _WITH_GRAPHS:
+        return None
     stream = torch.cuda.Stream(device)
     stream.wait_stream(torch.cuda.current_stream(device))
     graph = torch.cuda.CUDAGraph()

@@ -15,7 +15,9 @@ from lpd_ext.models.config import LPDConfig
 from lpd_ext.models.lpd import LPD, NORM_EPS, Block
 from lpd_ext.ops import pack_linear
 from lpd_ext.ops.group_attention import HEAD_DIMS
+from lpd_ext.ops.launch import device_types
 from lpd_ext.plain_linear import copy_linear
+from lpd_ext.verdicts import TESTED_DEVICES
 
 Norm: TypeAlias = tuple[Tensor, Tensor]
 """Weight and bias of a LayerNorm, float32."""
@@ -196,13 +198,13 @@ def check_model(op: str, model: LPD, dtype: torch.dtype | None = None) -> torch.
 
 
 def checked_products(op: str, model: LPD, products: Products | None) -> Products:
-    """Demand products that there are on the model's device, by default own ones on the CPU."""
-    on_cpu = model.device.type == "cpu"
+    """Demand products that there are on the model's device, by default own ones."""
+    has_own = model.device.type in device_types("fused_linear")
     if products is None:
-        return "own" if on_cpu else "torch"
+        return "own" if has_own else "torch"
     if products not in ("own", "torch"):
         fail(ValueError, op, "products", "'own' or 'torch'", repr(products))
-    if products == "own" and not on_cpu:
+    if products == "own" and not has_own:
         fail(NotImplementedError, op, "products", f"'torch' on {model.device.type}", "'own'")
     return products
 
@@ -213,7 +215,7 @@ def can_pack(model: LPD) -> bool:
         check_model("can_pack", model)
     except (TypeError, ValueError, NotImplementedError):
         return False
-    return model.device.type == "cpu"
+    return model.device.type in TESTED_DEVICES
 
 
 @cache

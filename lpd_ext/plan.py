@@ -148,10 +148,8 @@ class DecodePlan:
         self._steps = [self._plan_step(packed, buffers, k) for k in range(len(shape.group_sizes))]
         self._lock = packed.lock  # plans that share weights take turns
         self._running = False
-        self._graph: torch.cuda.CUDAGraph | None = None
-        if model.device.type == "cuda":
-            with self._lock:
-                self._graph = captured(self._launch_all, model.device, f"{_OWNER}: {shape}")
+        with self._lock:
+            self._graph = captured(self._launch_all, model.device, f"{_OWNER}: {shape}")
 
     @property
     def nbytes(self) -> dict[str, int]:
