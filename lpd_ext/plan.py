@@ -67,7 +67,7 @@ class DecodePlan:
         Weights to share with other plans of this model and dtype. By default packed here: the
         model's linear layers and embeddings take their memory once more.
     products : str, optional
-        Whose matrix products: "own" (CPU only) or "torch". By default those of `packed`, else own
+        Whose matrix products: "own" (on the CPU) or "torch". By default those of `packed`, else own
         ones on the CPU and torch's on a GPU.
 
     Raises
