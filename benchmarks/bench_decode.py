@@ -1,8 +1,8 @@
-"""A whole generation with LPD-L: the plan against the published loop and simpler ones.
+"""A whole generation: the plan against the published loop and simpler ones.
 
-256 px in 20 steps, guidance 4.8, bfloat16, unfiltered draws: the published setting. Weights are
-random, with a head that spreads the logits as a trained one does. The tokenizer's decoder is not
-in.
+On the CPU LPD-L at 256 px in 20 steps, on a GPU LPD-XL as well: guidance 4.8, bfloat16, unfiltered
+draws, the published setting. Weights are random, with a head that spreads the logits as a trained
+one does. The tokenizer's decoder is not in.
 """
 
 from copy import deepcopy
@@ -10,40 +10,16 @@ from functools import partial
 
 import pytest
 import torch
+from decode_duel import CFG_SCALE, arguments, duel_on_gpu, errors, random_model
 from published_loop import block_causal_mask, published_loop
+from roofline import BATCHES
 from sdpa_loop import SDPALoop
 
-from lpd_ext import LPD, LPDConfig, decode, group_order, group_sizes
-from lpd_ext.philox import uniform as uniform_of
+from lpd_ext import LPDConfig, decode
 from lpd_ext.plan import DecodePlan
 
-STEPS, CFG_SCALE = 20, 4.8
+STEPS = 20
 ROUNDS = {1: 7, 4: 5}  # by batch size: a round takes seconds
-
-
-def random_model(config):
-    """Weights as at the start of a training, but logits of some 6 nats at temperature 1."""
-    torch.manual_seed(0)
-    model = LPD(config).eval()
-    with torch.no_grad():
-        model.head.weight.mul_(4)
-    return model
-
-
-def arguments(config, batch):
-    """Labels, sizes and orders of a batch; uniforms; tokens to force."""
-    sizes, seeds = group_sizes(config.seq_len, STEPS), torch.arange(batch)
-    order = group_order(seeds, config.grid, sizes, repulsion_threshold=3)
-    generator = torch.Generator().manual_seed(0)
-    labels = torch.randint(config.num_classes, (batch,), generator=generator)
-    forced = torch.randint(config.vocab_size, (batch, config.seq_len), generator=generator)
-    return (labels, sizes, order), uniform_of(seeds, config.seq_len), forced
-
-
-def errors(logits, exact):
-    """Maximum and mean distance."""
-    error = (logits.double() - exact.double()).abs()
-    return {"max": error.max().item(), "mean": error.mean().item()}
 
 
 def duel(versus, config, batch, rounds):
@@ -51,7 +27,7 @@ def duel(versus, config, batch, rounds):
     wide = random_model(config)
     frozen = deepcopy(wide).requires_grad_(False)
     narrow = deepcopy(wide).to(torch.bfloat16)
-    (labels, sizes, order), uniform, forced = arguments(config, batch)
+    (labels, sizes, order), uniform, forced = arguments(config, batch, STEPS)
     mask = block_causal_mask(sizes)
     sdpa = SDPALoop(narrow, batch, sizes)
     plan = DecodePlan(narrow, batch, sizes, guided=True)
@@ -109,3 +85,10 @@ def duel(versus, config, batch, rounds):
 @pytest.mark.parametrize("batch", ROUNDS)
 def test_decode(versus, batch):
     duel(versus, LPDConfig.named("lpd-l-256"), batch, ROUNDS[batch])
+
+
+@pytest.mark.parametrize("device", [pytest.param("cuda", marks=pytest.mark.cuda)], indirect=True)
+@pytest.mark.parametrize("images", BATCHES)
+@pytest.mark.parametrize("model", ["lpd-l-256", "lpd-xl-256"])
+def test_decode_on_gpu(versus, device, model, images):
+    duel_on_gpu(versus, device, model, STEPS, images)

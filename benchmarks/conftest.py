@@ -8,10 +8,15 @@ from typing import Any
 import pytest
 import torch
 from contender import Call, Contender, fastest, summary
-from gpu_timer import GraphContender
+from gpu_timer import GraphContender, LoopContender
 from machine import machine
 
-CONTENDERS: Mapping[str, type[Contender]] = {"cpu": Contender, "cuda": GraphContender}
+CONTENDERS: Mapping[tuple[str, bool], type[Contender]] = {  # by device and whether a loop
+    ("cpu", False): Contender,
+    ("cpu", True): Contender,
+    ("cuda", False): GraphContender,
+    ("cuda", True): LoopContender,
+}
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
@@ -36,6 +41,7 @@ def versus(benchmark: Any) -> Callable[..., None]:
         rounds: int | None = None,
         block_seconds: float = 2e-3,
         device: str = "cpu",
+        loop: bool = False,
         **notes: Any,
     ) -> None:
         """Run one duel.
@@ -58,12 +64,14 @@ def versus(benchmark: Any) -> Callable[..., None]:
         device : str
             ``"cuda"``: times are those of CUDA graphs on the GPU (`gpu_timer`), the host's are
             pytest-benchmark's own column. On the CPU they are the same.
+        loop : bool
+            Whether the calls wait for the GPU themselves, so that their time is the host's.
         notes : Any
             Further facts for the JSON: errors, entropy.
         """
         if benchmark.disabled:  # everything runs, nothing is timed
             block_seconds, rounds = 0, 1
-        contender = CONTENDERS[device]
+        contender = CONTENDERS[device, loop]
         own, rivals, variants = contender(ours, inputs), {}, {}
         round_seconds = own.calibrate(block_seconds)
         for name, calls in baselines.items():
@@ -84,8 +92,9 @@ def versus(benchmark: Any) -> Callable[..., None]:
             return
         seconds = {name: rival.seconds[:rounds] for name, rival in rivals.items()}
         result = summary(own.seconds[:rounds] or benchmark.stats.stats.data, seconds)
-        if own.on_gpu:
+        if device != "cpu":
             result["device"] = device
+        if own.on_gpu:
             result["ours"] |= own.cupy_us(rounds)
             for name, rival in rivals.items():
                 result["baselines"][name] |= rival.cupy_us(rounds)

@@ -122,3 +122,24 @@ class GraphContender(Contender):
             return {}
         times = benchmark(super().next, n_repeat=repeats, n_warmup=3, name="call").gpu_times[0]
         return {"cupy_us": 1e6 * median(float(seconds) for seconds in times)}
+
+
+@dataclass
+class LoopContender(Contender):
+    """A contender that no graph can capture, as it waits for the GPU between its launches.
+
+    Its time is the host's, from the call until all work is done.
+    """
+
+    gpu: Gpu = field(default_factory=lambda: current_gpu())
+
+    def __post_init__(self) -> None:
+        call = self.call
+
+        def whole(*arguments: Any) -> Any:
+            result = call(*arguments)
+            self.gpu.synchronize()
+            return result
+
+        self.call = whole
+        super().__post_init__()

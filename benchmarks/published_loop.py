@@ -14,10 +14,11 @@ Ported from mit-han-lab/lpd@f447b83 (``models/lpd.py`` ``sample_tokens``, ``mode
 - autocast around it all with float32 weights that require grad: what autocast casts, it keeps until
   the call ends.
 
-What differs: device and autocast are the CPU's; the attention is called beside the modules instead
-of inside them; LayerNorm, GELU and Linear are those of `lpd_ext.LPD`, which are torch's. Forced
-tokens and logits, for comparisons, are additions. Run beside the original with the same seed
-(LPD-L, batch 1, bfloat16, on a CPU), it drew the same 256 tokens.
+What differs: device and autocast are those of the model; sizes stay on the host, which spares a GPU
+some waiting; the attention is called beside the modules instead of inside them; LayerNorm, GELU and
+Linear are those of `lpd_ext.LPD`, which are torch's. Forced tokens and logits, for comparisons, are
+additions. Run beside the original with the same seed (LPD-L, batch 1, bfloat16, on a CPU), it drew
+the same 256 tokens.
 """
 
 from __future__ import annotations
@@ -76,7 +77,8 @@ def published_loop(
     autocast : torch.dtype, optional
         The dtype of the matrix products; None: float32 without autocast.
     """
-    context = torch.autocast("cpu", dtype=autocast) if autocast else nullcontext()
+    device = model.device.type
+    context = torch.autocast(device, dtype=autocast) if autocast else nullcontext()
     with context:
         return _sample_tokens(
             model, class_labels, group_sizes, order, attn_mask, cfg_scale, cfg_schedule,
@@ -97,10 +99,10 @@ def _sample_tokens(
     forced_tokens: Tensor | None,
     return_logits: bool,
 ) -> Any:
-    batch, seq_len = order.shape
-    tokens = torch.zeros(batch, seq_len, dtype=torch.int64)
+    (batch, seq_len), device = order.shape, order.device
+    tokens = torch.zeros(batch, seq_len, dtype=torch.int64, device=device)
     fed_back = tokens if forced_tokens is None else forced_tokens.gather(1, order)
-    rows = torch.cat([torch.zeros(batch, 1, dtype=order.dtype), order + 1], dim=1)
+    rows = torch.cat([torch.zeros(batch, 1, dtype=order.dtype, device=device), order + 1], dim=1)
     pos_embed = model.pos_embed.clone().repeat(batch, 1, 1)
     pos_embed = pos_embed.gather(1, rows.unsqueeze(-1).expand(-1, -1, pos_embed.shape[2]))
     class_embedding = model.class_emb(class_labels)
@@ -124,7 +126,7 @@ def _sample_tokens(
         queries = model.mask_token.repeat(sequences, sizes[i], 1)
         x = torch.cat([previous, queries], dim=1) + pos_embed[:, cu[i] : cu[i + 2], :]
         x = model.z_proj_ln(x)
-        input_pos = torch.arange(cu[i], cu[i + 2])
+        input_pos = torch.arange(cu[i], cu[i + 2], device=device)
         for block, cache in zip(model.blocks, caches, strict=True):
             x = x + _attention(block.attn, block.norm1(x), cache, input_pos, attn_mask)
             x = x + block.mlp(block.norm2(x))
@@ -143,12 +145,15 @@ def _sample_tokens(
 
 def _enable_kv_cache(model: LPD, sequences: int) -> list[tuple[Tensor, Tensor]]:
     c = model.config
-    enabled = torch.is_autocast_enabled("cpu")
-    dtype = torch.get_autocast_dtype("cpu") if enabled else torch.float32
+    device = model.device
+    enabled = torch.is_autocast_enabled(device.type)
+    dtype = torch.get_autocast_dtype(device.type) if enabled else torch.float32
     shape = (sequences, c.num_heads, c.seq_len + 1, c.head_dim)
-    return [
-        (torch.zeros(shape, dtype=dtype), torch.zeros(shape, dtype=dtype)) for _ in model.blocks
-    ]
+
+    def zeros() -> Tensor:
+        return torch.zeros(shape, dtype=dtype, device=device)
+
+    return [(zeros(), zeros()) for _ in model.blocks]
 
 
 def _attention(
@@ -170,9 +175,10 @@ def _attention(
 
 def _guide(logits: Tensor, cfg: float, cfg_schedule: str, begin: Tensor, end: Tensor) -> Tensor:
     n = logits.shape[1]
-    scale = torch.tensor([cfg])
+    scale = torch.tensor([cfg], device=logits.device)
     if cfg_schedule == "linear":
-        scale = 1 + (cfg - 1) * torch.linspace(begin - 1, begin + n - 2, n) / (end - 1)
+        places = torch.linspace(begin - 1, begin + n - 2, n, device=logits.device)
+        scale = 1 + (cfg - 1) * places / (end - 1)
     conditional, unconditional = logits.chunk(2)
     scale = scale.unsqueeze(0).unsqueeze(-1).expand(conditional.shape)
     return unconditional + scale * (conditional - unconditional)

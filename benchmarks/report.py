@@ -45,6 +45,8 @@ BASELINES = {
     "anew at every use instead of once a call",
     "torch_linear": "the four layers, norms, GELU and additions on torch's operators",
     "onednn_packed": "the same, weights packed once by mkldnn._reorder_linear_weight",
+    "published_loop_compiled": "the same under torch.compile",
+    "sdpa_graph": "sdpa_loop captured in one CUDA graph, its request fixed",
     "sdpa_loop": "static shapes, two attention calls on cache slices, bfloat16, torch_chain",
     "decode": "lpd_ext.decode, the loop without a plan, in bfloat16",
 }
@@ -132,8 +134,8 @@ def _caption(name: str, result: Result, several: bool) -> str:
         gpu = f"{machine['gpu']}, driver {machine['driver']}, CUDA {machine['cuda']}; "
         command = GPU_COMMAND
         timer = (
-            " Times on the GPU are those of CUDA graphs replayed between two events, L2 flushed "
-            "before each."
+            " Times of ops on the GPU are those of CUDA graphs replayed between two events, L2 "
+            "flushed before each; of whole decodes the host's, until the GPU is done."
         )
     return (
         f"{label}{gpu}{machine['cpu']}{flags}; {machine['threads']} threads on {machine['cores']} "

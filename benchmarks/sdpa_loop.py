@@ -60,7 +60,8 @@ class SDPALoop:
         c = model.config
         self.model, self.group_sizes, self.guided = model, list(group_sizes), guided
         shape = (batch_size * (2 if guided else 1), c.num_heads, c.seq_len + 1, c.head_dim)
-        self.caches = [torch.empty(2, *shape, dtype=model.dtype) for _ in range(c.depth)]
+        options = {"dtype": model.dtype, "device": model.device}
+        self.caches = [torch.empty(2, *shape, **options) for _ in range(c.depth)]
 
     @torch.no_grad()
     def __call__(
@@ -78,7 +79,7 @@ class SDPALoop:
     ) -> Any:
         """Decode a batch; arguments as those of `lpd_ext.decode`, guidance linear."""
         model, seq_len = self.model, order.shape[1]
-        scale = 1 + (cfg_scale - 1) * torch.arange(seq_len) / seq_len
+        scale = 1 + (cfg_scale - 1) * torch.arange(seq_len, device=order.device) / seq_len
         labels = class_labels
         if self.guided:
             labels = torch.cat([labels, torch.full_like(labels, -1)])

@@ -10,7 +10,7 @@ import torch
 
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
 import gpu_timer
-from gpu_timer import MOST_REPLAYS, GraphContender
+from gpu_timer import MOST_REPLAYS, GraphContender, LoopContender
 
 COLD, HOT, FLUSH = 20e-6, 5e-6, 1e-3  # seconds of a call, and of a flush
 
@@ -91,6 +91,14 @@ def test_the_host_waits_for_the_gpu(gpu):
     own.next()
     own.next()
     assert gpu.log == ["a", "synchronize", "b", "synchronize"]
+
+
+def test_a_loop_is_timed_until_the_gpu_is_done(gpu):
+    loop = LoopContender(gpu.call, [("a",), ("b",)], gpu=gpu, timer=lambda: gpu.now)
+    assert loop.time_block() == pytest.approx(COLD)
+    loop.next()
+    assert gpu.log == ["a", "synchronize", "b", "synchronize"]
+    assert not loop.on_gpu  # the host's clock
 
 
 def test_cupys_timer_stands_beside(gpu, monkeypatch):

@@ -17,6 +17,7 @@ from lpd_ext import LPDConfig, group_attention, group_sizes
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
 import attention_baselines
 import attention_duel
+import decode_duel
 from attention_duel import Case, Verifier
 from bench_decode import ROUNDS, duel
 from contender import Contender, fastest, summary
@@ -305,3 +306,35 @@ def test_benchmark_of_a_generation_verifies_and_runs():
     assert {tuple(tokens.shape) for tokens in shown["tokens"].values()} == {(2, 64)}
     assert shown["logits_error"].keys() == shown["tokens"].keys()
     assert all(0 < error["mean"] < 0.1 for error in shown["logits_error"].values())
+
+
+def test_benchmark_of_a_generation_on_a_gpu_on_the_cpu(monkeypatch):
+    config = LPDConfig(grid=(8, 8), dim=64, depth=2, num_heads=2, vocab_size=1024, num_classes=9)
+    monkeypatch.setattr(LPDConfig, "named", staticmethod({"tiny": config}.__getitem__))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H200")
+    captured = SimpleNamespace(capture=lambda run: run)
+    monkeypatch.setattr(decode_duel, "current_gpu", lambda: captured)
+
+    def no_compiler(function):
+        return lambda *args, **options: refuse()
+
+    def refuse():
+        raise ImportError
+
+    monkeypatch.setattr(torch, "compile", no_compiler)
+    shown = {}
+
+    def versus(op, case, ours, baselines, *, rounds, device, loop, **notes):
+        loops = {"plan": ours} | baselines
+        shown.update(notes, tokens={name: tuple(call().shape) for name, call in loops.items()})
+        assert (op, device, loop) == ("decode", "cpu", True)
+        assert baselines.keys() <= BASELINES.keys()
+
+    with pytest.warns(UserWarning, match="published_loop_compiled: ImportError"):
+        decode_duel.duel_on_gpu(versus, torch.device("cpu"), "tiny", 8, 1)
+    assert shown["tokens"] == dict.fromkeys(["plan", "sdpa_graph", "published_loop"], (1, 64))
+    assert shown["left_out"] == {"published_loop_compiled": "ImportError"}
+    assert shown["floor_us"] > 0
+    decode_duel.duel_on_gpu(versus, torch.device("cpu"), "tiny", 8, 6)
+    assert shown["images"] == 6
+    assert shown["logits_error"].keys() == {"plan", "sdpa_graph", "published_loop"}
