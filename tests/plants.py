@@ -26,6 +26,31 @@ class Plant:
         return self.name
 
 
+def write_kernels(folder, name, source, replace=()):
+    """Write a file of kernels that has another source now, and what must be compiled with it.
+
+    Parameters
+    ----------
+    folder
+        Where to.
+    name, source
+        The file in ``csrc/cuda`` and its new source.
+    replace
+        Pairs of texts, the first replaced by the second throughout: fewer instances of templates
+        take a fraction of the time to compile.
+    """
+    files = {CUDA / name}
+    if name.endswith("h"):
+        # Every kernel that includes it: of two versions of a template the linker takes either.
+        files |= {path for path in CUDA.glob("*.cu") if name in path.read_text()}
+        files |= {*CUDA.glob("*h")}  # which a file looks for beside itself first
+    for path in files:
+        text = source if path.name == name else path.read_text()
+        for before, after in replace:
+            text = text.replace(before, after)
+        (folder / path.name).write_text(text)
+
+
 def run_plants(plants, selection, make_folder, replace=()):
     """Run each plant's test on kernels that have the bug; return its result by plant.
 
@@ -38,25 +63,15 @@ def run_plants(plants, selection, make_folder, replace=()):
     make_folder
         Makes an empty folder.
     replace
-        Pairs of texts, the first replaced by the second throughout: fewer instances of templates
-        take a fraction of the time to compile.
+        As `write_kernels` takes it.
     """
 
     def run(plant):
         folder = make_folder("plant")
-        files = {CUDA / plant.file}
-        if plant.file.endswith("h"):
-            # Every kernel that includes it: of two versions of a template the linker takes either.
-            files |= {path for path in CUDA.glob("*.cu") if plant.file in path.read_text()}
-            files |= {*CUDA.glob("*h")}  # which a file looks for beside itself first
-        for path in files:
-            source = path.read_text()
-            for text, other in replace:
-                source = source.replace(text, other)
-            if path.name == plant.file:
-                assert source.count(plant.before) == 1, f"planted nowhere: {plant}"
-                source = source.replace(plant.before, plant.after)
-            (folder / path.name).write_text(source)
+        source = (CUDA / plant.file).read_text()
+        assert source.count(plant.before) == 1, f"planted nowhere: {plant}"
+        source = source.replace(plant.before, plant.after)
+        write_kernels(folder, plant.file, source, replace)
         return emulator.run_tests(folder, "-k", selection, f"tests/{plant.test}")
 
     with ThreadPoolExecutor(2) as pool:
