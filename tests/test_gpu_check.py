@@ -22,7 +22,7 @@ case "$*" in
   *gpu_report.py\\ write*) exec "{python}" "$@" ;;
   *$FAILS_ON*) exit 3 ;;
   *$HANGS_ON*) sleep 30 ;;
-  *bench_decode*) exit 5 ;;
+  *bench_fused_linear*) exit 5 ;;
 esac
 exit 0
 """
@@ -109,11 +109,11 @@ def test_benchmarks_resume_at_the_one_that_failed(check):
     status, output, calls = check("bench", fails_on="bench_group_order")
     assert status == 1
     assert len(calls) == 1 + len(list((ROOT / "benchmarks").glob("bench_*.py")))
-    assert "bench_decode: no benchmark of the GPU" in output
+    assert "bench_fused_linear: no benchmark of the GPU" in output
     status, _, calls = check("bench")
     assert status == 0
     again = [call for call in calls if "bench_" in call]
-    assert ["bench_decode" in call or "bench_group_order" in call for call in again] == [True] * 2
+    assert ["bench_fused_linear" in call or "bench_group_order" in call for call in again] == [True] * 2
 
 
 def test_changed_sources_are_checked_again(check, tmp_path):
