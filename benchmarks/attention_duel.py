@@ -12,7 +12,7 @@ import torch
 from attention_baselines import PREPARED, SDPA_TWO_SLICES, Prepare, sdpa_dense_mask, simple_kernel
 from contender import Call
 from gpu_timer import current_gpu
-from roofline import Step, group_attention_work, known_gpu, steps
+from roofline import Step, floor_notes, group_attention_work, steps
 from torch import Tensor
 
 from lpd_ext import LPDConfig, group_attention, group_sizes
@@ -193,9 +193,6 @@ def duel_on_gpu(
 
 
 def floor(case: Case) -> dict[str, Any]:
-    """Return the least microseconds of a call, {} where the ceilings of the GPU are not known."""
-    gpu = known_gpu(torch.cuda.get_device_name())
-    if gpu is None:
-        return {}
+    """Return the least microseconds of a call, as notes."""
     work = group_attention_work(case.step, case.num_sequences, case.num_heads, case.head_dim)
-    return {"floor_us": 1e6 * work.floor(gpu), "ceilings": gpu.ceilings}
+    return floor_notes(torch.cuda.get_device_name(), work.floor)

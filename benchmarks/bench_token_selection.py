@@ -6,7 +6,7 @@ import pytest
 import torch
 from attention_duel import GPU_ROUNDS
 from published_loop import published_sampling
-from roofline import Work, known_gpu
+from roofline import Work, floor_notes
 from torch_chain import torch_chain
 
 from lpd_ext import token_selection
@@ -126,10 +126,8 @@ def test_token_selection_on_gpu(versus, device, images, case):
     assert same.float().mean() > 0.9  # the chain's float32 sums move some boundaries
     baselines, left_out = admit_flashinfer(inputs[0], options)
     notes = {"left_out": {"flashinfer_chain": left_out}} if left_out else {}
-    gpu = known_gpu(torch.cuda.get_device_name())
-    if gpu is not None:
-        read = Work(num_bytes=inputs[0][0].nbytes)  # ids and numbers are nothing beside the logits
-        notes |= {"floor_us": 1e6 * read.floor(gpu), "ceilings": gpu.ceilings}
+    read = Work(num_bytes=inputs[0][0].nbytes)  # ids and numbers are nothing beside the logits
+    notes |= floor_notes(torch.cuda.get_device_name(), read.floor)
     versus(
         "token_selection",
         f"{images * ROWS} x {VOCAB}, {case}, bfloat16",

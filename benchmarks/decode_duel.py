@@ -12,7 +12,7 @@ import torch
 from contender import Call
 from gpu_timer import current_gpu
 from published_loop import block_causal_mask, published_loop
-from roofline import decode_floor, decode_work, known_gpu
+from roofline import Gpu, decode_floor, decode_work, floor_notes
 from sdpa_loop import SDPALoop
 from torch import Tensor
 
@@ -117,11 +117,10 @@ def duel_on_gpu(
     if images == 1:
         prepared["published_loop_compiled"] = lambda: partial(run_published, compiled)
     baselines, left_out = admit(prepared)
-    gpu = known_gpu(torch.cuda.get_device_name())
-    floor = {}
-    if gpu is not None:
-        seconds = decode_floor(decode_work(config, sizes, images, gpu), gpu)
-        floor = {"floor_us": 1e6 * seconds, "ceilings": gpu.ceilings}
+
+    def floor(gpu: Gpu) -> float:
+        return decode_floor(decode_work(config, sizes, images, gpu), gpu)
+
     versus(
         "decode",
         f"{name}, {num_steps} steps, batch {images}, bfloat16",
@@ -133,6 +132,6 @@ def duel_on_gpu(
         images=images,
         logits_error=error,
         **({"left_out": left_out} if left_out else {}),
-        **floor,
+        **floor_notes(torch.cuda.get_device_name(), floor),
     )
     plan.release()

@@ -23,8 +23,9 @@ and the waiting of one kernel for another come on top.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from lpd_ext import LPDConfig, group_sizes
 
@@ -102,6 +103,12 @@ class Step:
 def known_gpu(name: str) -> Gpu | None:
     """Return the GPU of that name, None where its ceilings are not known."""
     return next((gpu for gpu in GPUS if gpu.name in name), None)
+
+
+def floor_notes(name: str, seconds: Callable[[Gpu], float]) -> dict[str, Any]:
+    """Return a floor for the report, {} where the ceilings of the GPU are not known."""
+    gpu = known_gpu(name)
+    return {} if gpu is None else {"floor_us": 1e6 * seconds(gpu), "ceilings": gpu.ceilings}
 
 
 def steps(sizes: Sequence[int]) -> Iterator[Step]:
