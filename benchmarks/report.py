@@ -45,6 +45,8 @@ BASELINES = {
     "anew at every use instead of once a call",
     "torch_linear": "the four layers, norms, GELU and additions on torch's operators",
     "onednn_packed": "the same, weights packed once by mkldnn._reorder_linear_weight",
+    "product_and_bias_gelu": "torch's product, then bias_gelu in place",
+    "linear_and_gelu": "torch's linear, then torch's GELU, both in bfloat16",
     "published_loop_compiled": "the same under torch.compile",
     "sdpa_graph": "sdpa_loop captured in one CUDA graph, its request fixed",
     "sdpa_loop": "static shapes, two attention calls on cache slices, bfloat16, torch_chain",

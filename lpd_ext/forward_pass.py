@@ -1,13 +1,15 @@
 """What one forward pass of a planned decode launches, from embedded rows to logits.
 
-A layer takes five launches where matrix products are the package's own (`fused_linear`), eight
-where they are torch's: what those leave over is fused into `add_layer_norm` and `bias_gelu`.
+A layer takes five launches where matrix products are the package's own (`fused_linear`), and where
+they are torch's seven, with what those leave over in `add_layer_norm` and `linear_gelu`. The last
+has no float32, where `bias_gelu` behind a product of torch makes eight.
 
 Source: the transformer of arXiv 2507.01957; `lpd_ext.models.lpd` has it in modules.
 """
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from lpd_ext.ops.add_layer_norm import prepare_add_layer_norm
@@ -15,19 +17,20 @@ from lpd_ext.ops.bias_gelu import prepare_bias_gelu
 from lpd_ext.ops.fused_linear import prepare_fused_linear
 from lpd_ext.ops.group_attention import prepare_group_attention
 from lpd_ext.ops.launch import Launch
-from lpd_ext.packed_model import PackedModel
+from lpd_ext.ops.linear_gelu import prepare_linear_gelu
+from lpd_ext.packed_model import PackedModel, Products
+from lpd_ext.plain_linear import PlainLinear
 from lpd_ext.plan_buffers import PlanBuffers
 
-OPS = {
-    "own": ["group_embedding", "group_attention", "token_selection_", "fused_linear"],
-    "torch": [
-        *("group_embedding", "group_attention", "token_selection_"),
-        *("add_layer_norm", "bias_gelu"),
-    ],
-}
-"""The operators of a whole step, by whose the matrix products are."""
-
 _BLOCK = 32  # features; rows between two layers in blocks are what fused_linear likes best
+
+
+def operators(products: Products, dtype: torch.dtype) -> list[str]:
+    """Return the operators of a whole step."""
+    step = ["group_embedding", "group_attention", "token_selection_"]
+    if products == "own":
+        return [*step, "fused_linear"]
+    return [*step, "add_layer_norm", "bias_gelu" if dtype == torch.float32 else "linear_gelu"]
 
 
 def forward_pass(weights: PackedModel, buffers: PlanBuffers, step: int) -> list[Launch]:
@@ -67,8 +70,7 @@ def _with_products_of_torch(weights: PackedModel, buffers: PlanBuffers, step: in
             _attention(buffers, step, layer, out=rows),
             block.proj.product(rows, out=product),
             prepare_add_layer_norm(x, block.norm2, delta=product, bias=block.proj.bias, out=rows),
-            block.fc1.product(rows, out=hidden),
-            prepare_bias_gelu(hidden, block.fc1.bias, out=hidden),
+            *_linear_gelu(rows, block.fc1, out=hidden),
             block.fc2.product(hidden, out=product),
         ]
         delta, bias = product, block.fc2.bias
@@ -82,6 +84,13 @@ def _with_products_of_torch(weights: PackedModel, buffers: PlanBuffers, step: in
         ),
         weights.head.product(queries, out=buffers.logits(step)),
     ]
+
+
+def _linear_gelu(rows: Tensor, linear: PlainLinear, out: Tensor) -> list[Launch]:
+    if rows.dtype == torch.float32:
+        gelu = prepare_bias_gelu(out, linear.bias, out=out)
+        return [linear.product(rows, out=out), gelu]
+    return [prepare_linear_gelu(rows, linear.weight, linear.bias, out=out)]
 
 
 def _attention(buffers: PlanBuffers, step: int, layer: int, out: Tensor) -> Launch:

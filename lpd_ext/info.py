@@ -22,6 +22,7 @@ RUN_ON: Mapping[str, tuple[str, ...]] = {
     "token_selection_": (),
     "add_layer_norm": (),
     "bias_gelu": (),
+    "linear_gelu": (),
     "group_embedding": (),
 }
 """Ops that have a CUDA kernel, and the GPUs on which the project itself has run its tests."""

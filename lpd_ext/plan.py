@@ -20,7 +20,7 @@ from lpd_ext.checks import fail
 from lpd_ext.cuda_graph import captured
 from lpd_ext.decode import Progress, guide, raise_for_invalid
 from lpd_ext.decode_request import check_request
-from lpd_ext.forward_pass import OPS, forward_pass
+from lpd_ext.forward_pass import forward_pass, operators
 from lpd_ext.models.lpd import LPD, UNCONDITIONAL
 from lpd_ext.ops.group_embedding import prepare_group_embedding
 from lpd_ext.ops.launch import Launch
@@ -125,7 +125,7 @@ class DecodePlan:
         if products is None and isinstance(packed, PackedModel):
             products = packed.products
         self.shape = shape = plan_shape(model, batch_size, group_sizes, guided, dtype, products)
-        for op in OPS[shape.products]:
+        for op in operators(shape.products, shape.dtype):
             if not trusted(op, model.device):
                 raise RuntimeError(
                     f"{_OWNER}: {op} failed its self-check on {model.device} (`lpd-ext info` says "

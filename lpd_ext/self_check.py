@@ -233,6 +233,20 @@ def _check_bias_gelu(device: torch.device) -> str:
     return f"agrees with the reference in {_ALL_DTYPES}"
 
 
+def _check_linear_gelu(device: torch.device) -> str:
+    inputs = _Inputs()
+    for dtype in (torch.bfloat16, torch.float16):
+        for rows in (3, 300):  # of both shapes of a block
+            x, bias = inputs.normal(rows, 72).to(dtype), inputs.normal(40)
+            weight = (inputs.normal(40, 72) / 72**0.5).to(dtype)
+            expected = torch.zeros(rows, 40, dtype=torch.float64, device="cpu")
+            reference.linear_gelu(x.double(), weight.double(), bias.double(), out=expected)
+            out = torch.empty(rows, 40, dtype=dtype, device=device)
+            ops.linear_gelu(x.to(device), weight.to(device), bias.to(device), out=out)
+            _expect_close(out, expected, _TOLERANCE[dtype])
+    return "agrees with the reference in bfloat16 and float16"
+
+
 def _check_group_order(device: torch.device) -> str:
     seeds = _integers([0, -1, 2**40])
     calls: list[tuple[tuple[int, int], list[int], Tensor | None]] = [
@@ -261,6 +275,7 @@ CHECKS: dict[str, Callable[[torch.device], str]] = {
     "token_selection_": _check_token_selection_,
     "add_layer_norm": _check_add_layer_norm,
     "bias_gelu": _check_bias_gelu,
+    "linear_gelu": _check_linear_gelu,
     "fused_linear": _check_fused_linear,
     "group_embedding": _check_group_embedding,
     "group_order": _check_group_order,

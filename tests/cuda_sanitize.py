@@ -138,7 +138,7 @@ def group_order(device, grid, num_known):
 
 
 def small_ops(device, dtype, shift):
-    """add_layer_norm, group_embedding and bias_gelu, rows of more than a warp."""
+    """The ops between attention and selection, rows of more than a warp."""
     generator = torch.Generator().manual_seed(shift)
 
     def randn(*shape, dtype=torch.float32):
@@ -174,6 +174,13 @@ def small_ops(device, dtype, shift):
         out = torch.empty(x.shape, dtype=dtype, device=device)
         run(ops.bias_gelu, x, bias, out)
         close(out, reference.bias_gelu(x, bias, out=out.cpu()), dtype)
+    if dtype != torch.float32:
+        for rows in (20, 300):  # of both shapes of a block, which end amid one
+            x, weight, bias = randn(rows, 72, dtype=dtype), randn(47, 72, dtype=dtype), randn(47)
+            weight = weight / 8
+            out = torch.empty(rows, 47, dtype=dtype, device=device)
+            run(ops.linear_gelu, x, weight, bias, out)
+            close(out, reference.linear_gelu(x, weight, bias, out=out.cpu()), dtype)
 
 
 def close(got, expected, dtype):

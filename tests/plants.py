@@ -66,8 +66,7 @@ def run_plants(plants, selection, make_folder, replace=()):
         As `write_kernels` takes it.
     """
 
-    def run(plant):
-        folder = make_folder("plant")
+    def run(plant, folder):
         source = (CUDA / plant.file).read_text()
         assert source.count(plant.before) == 1, f"planted nowhere: {plant}"
         source = source.replace(plant.before, plant.after)
@@ -75,7 +74,9 @@ def run_plants(plants, selection, make_folder, replace=()):
         return emulator.run_tests(folder, "-k", selection, f"tests/{plant.test}")
 
     with ThreadPoolExecutor(2) as pool:
-        return dict(zip(plants, pool.map(run, plants), strict=True))
+        # Folders first: pytest makes the one around them in whichever thread asks, twice if two do.
+        folders = [make_folder("plant") for _ in plants]
+        return dict(zip(plants, pool.map(run, plants, folders), strict=True))
 
 
 def assert_found(plant, result):

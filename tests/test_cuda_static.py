@@ -60,6 +60,7 @@ EXPECTED = {
         r"MUFU\.RSQ\b",
     ],
     r"bias_gelu_kernel<.*>": [r"LDG\.E\.128\b", r"STG\.E\.128\b", r"MUFU\.EX2\b"],
+    r"linear_gelu_kernel<.*>": [r"STG\.E\.128\b", r"MUFU\.EX2\b"],
 }
 
 
@@ -72,6 +73,7 @@ def cubins():
 # Kernel -> an opcode of its main loop, and what else must be in that loop.
 HOT_LOOPS = {
     r"group_attention_mma_kernel<.*>": ("HMMA", [r"LDSM\.", r"LDGSTS\.", r"LDGDEPBAR\b"]),
+    r"linear_gelu_kernel<.*>": ("HMMA", [r"LDSM\.", r"LDGSTS\.", r"LDGDEPBAR\b"]),
 }
 
 

@@ -37,6 +37,7 @@ def test_examples_run(name):
         "ops.bias_gelu",
         "ops.fused_linear",
         "ops.group_embedding",
+        "ops.linear_gelu",
         "ops.pack_linear",
     ],
 )

@@ -24,6 +24,7 @@ OPS = (
     "token_selection_",
     "add_layer_norm",
     "bias_gelu",
+    "linear_gelu",
     "fused_linear",
     "group_embedding",
     "group_order",

@@ -37,8 +37,9 @@ def test_matches_published(golden_folder, case):
     assert_matches_published(golden_folder / f"{case}.npz", products="torch")
 
 
-def test_every_kernel_emulated(monkeypatch):
-    # All of a pass but the matrix products, on a grid of 8x8 in 2 layers.
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_every_kernel_emulated(monkeypatch, dtype):
+    # All of a pass but torch's matrix products, on a grid of 8x8 in 2 layers.
     config = LPDConfig(grid=(8, 8), dim=64, depth=2, num_heads=2, vocab_size=40, num_classes=3)
     torch.manual_seed(0)
     model, seeds, sizes = LPD(config).eval(), torch.arange(2), group_sizes(64, 6)
@@ -50,17 +51,27 @@ def test_every_kernel_emulated(monkeypatch):
         "top_k": 20,
         "top_p": 0.9,
     }
-    expected = decode(model, group_sizes=sizes, **arguments)
+    if dtype == torch.float32:
+        expected = decode(model, group_sizes=sizes, **arguments)
+    else:  # where tokens depend on rounding, those of the same plan on the CPU's kernels
+        expected = DecodePlan(model, 2, sizes, dtype=dtype, products="torch")(**arguments)
     emulator.use(monkeypatch)
     launches = emulator.stats()["launches"]
-    assert DecodePlan(model, 2, sizes, products="torch")(**arguments).equal(expected)
+    assert DecodePlan(model, 2, sizes, dtype=dtype, products="torch")(**arguments).equal(expected)
     own = 4 * config.depth + 3  # a layer: norm, attention, norm, GELU; a step: rows, norm, ids
     assert emulator.stats()["launches"] - launches == own * len(sizes)
 
 
-@pytest.mark.parametrize(("products", "of_layer", "of_step"), [("own", 5, 3), ("torch", 8, 4)])
-def test_launches(model, products, of_layer, of_step):
-    for step in DecodePlan(model, 4, SIZES, products=products)._steps:
+@pytest.mark.parametrize(
+    ("products", "dtype", "of_layer", "of_step"),
+    [
+        *[("own", dtype, 5, 3) for dtype in (torch.float32, torch.bfloat16)],
+        ("torch", torch.bfloat16, 7, 4),
+        ("torch", torch.float32, 8, 4),
+    ],
+)
+def test_launches(model, products, dtype, of_layer, of_step):
+    for step in DecodePlan(model, 4, SIZES, products=products, dtype=dtype)._steps:
         launches = [step.embed, *step.transform, step.select]
         assert len(launches) == of_layer * model.config.depth + of_step
 
@@ -112,10 +123,11 @@ def test_products_must_be_known_and_those_of_the_weights(model):
 
 
 def test_a_kernel_that_failed_its_check_is_not_planned_with(model, monkeypatch):
-    monkeypatch.setattr(plan_module, "trusted", lambda op, device: op != "bias_gelu")
-    with pytest.raises(RuntimeError, match=r"^DecodePlan: bias_gelu failed .* on cpu .*decode"):
-        DecodePlan(model, 4, SIZES, products="torch")
-    assert DecodePlan(model, 4, SIZES).shape.products == "own"
+    for failed, dtype in (("bias_gelu", torch.float32), ("linear_gelu", torch.bfloat16)):
+        monkeypatch.setattr(plan_module, "trusted", lambda op, device, failed=failed: op != failed)
+        with pytest.raises(RuntimeError, match=rf"^DecodePlan: {failed} failed .* on cpu .*decode"):
+            DecodePlan(model, 4, SIZES, dtype=dtype, products="torch")
+        assert DecodePlan(model, 4, SIZES, dtype=dtype).shape.products == "own"
 
 
 @pytest.mark.cuda

@@ -92,7 +92,12 @@ IMPORTS = {
         "lpd_ext.plain_linear",
         "lpd_ext.verdicts",
     ],
-    "lpd_ext/forward_pass.py": ["lpd_ext.ops", "lpd_ext.packed_model", "lpd_ext.plan_buffers"],
+    "lpd_ext/forward_pass.py": [
+        "lpd_ext.ops",
+        "lpd_ext.packed_model",
+        "lpd_ext.plain_linear",
+        "lpd_ext.plan_buffers",
+    ],
     "lpd_ext/cuda_graph.py": [],
     "lpd_ext/plan_buffers.py": ["lpd_ext.models", "lpd_ext.checks", "lpd_ext.packed_model"],
     "lpd_ext/plan.py": [
@@ -218,6 +223,7 @@ def test_no_file_holds_two_ideas():
         "group_embedding",
         "add_layer_norm",
         "bias_gelu",
+        "linear_gelu",
     ],
 )
 def test_an_op_has_its_stem_in_every_room(stem):

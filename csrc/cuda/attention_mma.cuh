@@ -2,11 +2,10 @@
 // in shared memory, each warp with 16 keys of its own, and how the warps' results become one.
 #pragma once
 
-#include <type_traits>
-
 #include "attention_division.h"
 #include "attention_softmax.cuh"
 #include "elements.cuh"
+#include "mma.cuh"
 #include "primitives.cuh"
 #include "warp.cuh"
 
@@ -28,19 +27,6 @@ struct Layout {
                 2 * kStages * kTile * sizeof(T));
 };
 
-// d += a b, of elements T.
-template <class T>
-__device__ __forceinline__ void multiply_add(const uint32_t (&a)[4],
-                                             uint32_t b0,
-                                             uint32_t b1,
-                                             float (&d)[4]) {
-  if constexpr (std::is_same_v<T, BFloat16>) {
-    simt::mma_bf16(d, a, b0, b1);
-  } else {
-    simt::mma_f16(d, a, b0, b1);
-  }
-}
-
 // Rows on their way to shared memory: `count` of them, then zeros up to `padded`.
 template <class T, int kHeadDim, class RowOf>
 __device__ __forceinline__ void copy_rows(int count,
@@ -53,15 +39,7 @@ __device__ __forceinline__ void copy_rows(int count,
   for (int i = threadIdx.x; i < padded * kChunks; i += kThreads) {
     const int row = i / kChunks, column = i % kChunks * Chunk<T>::kSize;
     const bool valid = row < count;
-    const T* const from = row_of(valid ? row : 0) + column;
-    T* const chunk_to = to + row * kRow + column;
-    if (aligned) {
-      simt::cp_async16(chunk_to, from, valid);
-    } else {
-      Chunk<T> chunk{};
-      if (valid) chunk = load_chunk(from, /*aligned=*/false);
-      *reinterpret_cast<Chunk<T>*>(chunk_to) = chunk;
-    }
+    copy_chunk(row_of(valid ? row : 0) + column, aligned, to + row * kRow + column, valid);
   }
 }
 

@@ -7,11 +7,10 @@
 // where the launch is what it takes), 51 us at batch 256.
 //
 // Not yet run on a GPU.
-#include <cmath>
-
 #include "bias.cuh"
 #include "dispatch.h"
 #include "elements.cuh"
+#include "gelu.cuh"
 #include "lpd/bias_gelu.h"
 #include "primitives.cuh"
 
@@ -20,11 +19,6 @@ namespace {
 
 constexpr int kThreads = 128;  // 1024 features a CTA: whole ones for LPD-L and LPD-XL
 constexpr int kValues = 8;     // of a thread
-
-__device__ __forceinline__ float gelu(float x) {
-  const float half = 0.5f * x;
-  return fmaf(half, erff(x * 0.70710678f), half);
-}
 
 template <class T>
 __global__ void __launch_bounds__(kThreads)

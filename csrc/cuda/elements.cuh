@@ -97,6 +97,18 @@ __device__ __forceinline__ void store_chunk(T* to, const Chunk<T>& chunk, bool a
   }
 }
 
+// On its way from global to shared memory, for cp_async_wait to wait for; zeros where not `valid`.
+template <class T>
+__device__ __forceinline__ void copy_chunk(const T* from, bool aligned, T* to, bool valid) {
+  if (aligned) {
+    simt::cp_async16(to, from, valid);
+  } else {
+    Chunk<T> chunk{};
+    if (valid) chunk = load_chunk(from, /*aligned=*/false);
+    *reinterpret_cast<Chunk<T>*>(to) = chunk;
+  }
+}
+
 // The first `count` of kCount neighbours in a tensor, in float; the other values stay.
 template <class T, int kCount>
 __device__ __forceinline__ void load_values(const T* from,

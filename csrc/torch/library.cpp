@@ -36,6 +36,7 @@ LPD_TORCH_LIBRARY(LPD_LIBRARY, m) {
       "Tensor norm_bias, float norm_eps, Tensor(b!) out) -> ()");
   m.def("bias_gelu(Tensor x, Tensor? bias, Tensor(a!) out) -> ()");
   m.def("bias_gelu.inplace(Tensor(a!) x, Tensor? bias) -> ()");
+  m.def("linear_gelu(Tensor x, Tensor weight, Tensor? bias, Tensor(a!) out) -> ()");
   m.def(
       "fused_linear(Tensor x, Tensor weight, Tensor bias, Tensor? norm_weight, "
       "Tensor? norm_bias, float norm_eps, int epilogue, Tensor(a!) out) -> ()");

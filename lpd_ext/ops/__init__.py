@@ -7,6 +7,7 @@ from lpd_ext.ops.fused_linear import PackedLinear, fused_linear, pack_linear
 from lpd_ext.ops.group_attention import group_attention
 from lpd_ext.ops.group_embedding import group_embedding
 from lpd_ext.ops.group_order import group_order
+from lpd_ext.ops.linear_gelu import linear_gelu
 from lpd_ext.ops.masked_attention import masked_attention
 from lpd_ext.ops.token_selection import token_selection, token_selection_
 
@@ -18,6 +19,7 @@ __all__ = [
     "group_attention",
     "group_embedding",
     "group_order",
+    "linear_gelu",
     "masked_attention",
     "pack_linear",
     "token_selection",

@@ -234,6 +234,13 @@ def bias_gelu(x: Tensor, bias: Tensor | None = None, *, out: Tensor) -> Tensor:
     return out.copy_(F.gelu(y if bias is None else y + bias.to(compute)))
 
 
+def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, out: Tensor) -> Tensor:
+    """Multiply and take GELU; float64 in its own dtype, else in float32."""
+    compute = torch.float64 if x.dtype == torch.float64 else torch.float32
+    y = x.to(compute) @ weight.to(compute).T
+    return out.copy_(F.gelu(y if bias is None else y + bias.to(compute)))
+
+
 def token_selection(
     logits: Tensor,
     uniform: Tensor,
