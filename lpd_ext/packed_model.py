@@ -17,7 +17,6 @@ from lpd_ext.ops import pack_linear
 from lpd_ext.ops.group_attention import HEAD_DIMS
 from lpd_ext.ops.launch import device_types
 from lpd_ext.plain_linear import copy_linear
-from lpd_ext.verdicts import TESTED_DEVICES
 
 Norm: TypeAlias = tuple[Tensor, Tensor]
 """Weight and bias of a LayerNorm, float32."""
@@ -207,15 +206,6 @@ def checked_products(op: str, model: LPD, products: Products | None) -> Products
     if products == "own" and not has_own:
         fail(NotImplementedError, op, "products", f"'torch' on {model.device.type}", "'own'")
     return products
-
-
-def can_pack(model: LPD) -> bool:
-    """Return whether a plan in the model's dtype can serve it, on a device where one is proven."""
-    try:
-        check_model("can_pack", model)
-    except (TypeError, ValueError, NotImplementedError):
-        return False
-    return model.device.type in TESTED_DEVICES
 
 
 @cache

@@ -22,9 +22,9 @@ from lpd_ext.kernels import OPS, Kernels, kernels_for
 from lpd_ext.models.checkpoint import load_lpd, load_vq, save_weights
 from lpd_ext.models.lpd import LPD
 from lpd_ext.models.vq import VQModel
+from lpd_ext.ops.group_order import MOST_CELLS
 from lpd_ext.orders import ORDERS
-from lpd_ext.packed_model import can_pack
-from lpd_ext.plan import DecodePlan
+from lpd_ext.plan import DecodePlan, can_plan
 from lpd_ext.plan_cache import PlanCache
 from lpd_ext.render import to_images
 from lpd_ext.schedule import group_sizes
@@ -37,6 +37,7 @@ from lpd_ext.settings import (
     image_seeds,
     unwrapped,
 )
+from lpd_ext.verdicts import trusted
 
 _PACKAGED = Path(__file__).parent / "weights"
 _FILES = ("lpd.safetensors", "vq.safetensors", "pipeline.json")
@@ -56,6 +57,12 @@ class LPDOutput:
     seeds: list[int]
     settings: GenerationSettings
     batch_size: int
+
+
+def _device_of_orders(device: torch.device, num_cells: int) -> torch.device:
+    """Return the model's device, or the CPU where orders cannot be drawn there."""
+    fits = num_cells <= MOST_CELLS.get(device.type, num_cells)
+    return device if fits and trusted("group_order", device) else torch.device("cpu")
 
 
 class LPDPipeline:
@@ -85,12 +92,12 @@ class LPDPipeline:
     `batch_size` to keep it fixed whatever the count: matrix products and convolutions of the
     vendor's library may round otherwise in batches of another size.
 
-    On the CPU, in float32 and bfloat16, with the operators, calls decode by plans
-    (`lpd_ext.DecodePlan`): then tokens are the same in batches of any size and on any number of
-    threads. Plans are kept for the next call, up to 4 GiB (`lpd_ext.PlanCache`), see `release`;
-    calls from several threads decode one after the other. All else goes through `lpd_ext.decode`:
-    models with hooks or layers of their own, and every other device, for which there are no plans
-    yet. Orders and random numbers are drawn on the CPU then, too, and moved.
+    In float32 and bfloat16, with the operators, calls decode by plans (`lpd_ext.DecodePlan`); on
+    the CPU tokens are then the same in batches of any size and on any number of threads. Plans are
+    kept for the next call, up to 4 GiB (`lpd_ext.PlanCache`), see `release`; calls from several
+    threads decode one after the other. All else goes through `lpd_ext.decode`: models with hooks or
+    layers of their own, and a device whose kernels have not passed their self-check. Orders are
+    drawn where the model is, or else on the CPU and moved. Not yet run on a GPU.
 
     Examples
     --------
@@ -339,7 +346,7 @@ class LPDPipeline:
             pixels = self.vq.decode(codes, self.model.config.grid)
             images += to_images(pixels[:real])
             tokens.append(codes[:real].cpu())
-            steps.append(step_of[:real])
+            steps.append(step_of[:real].cpu())
         return LPDOutput(
             images, torch.cat(tokens), torch.cat(steps), labels, seeds, settings, batch_size
         )
@@ -356,13 +363,13 @@ class LPDPipeline:
         """Return the tokens of the images `rows` of a call and the step that decoded each."""
         config, device = self.model.config, self.model.device
         sizes = group_sizes(config.seq_len, settings.num_steps)
-        batch_seeds = torch.tensor(seeds)[rows]
+        batch_seeds = torch.tensor(seeds)[rows].to(_device_of_orders(device, config.seq_len))
         options = {}
         if settings.order == "locality":
             options["repulsion_threshold"] = settings.repulsion_threshold
         order = ORDERS[settings.order](batch_seeds, config.grid, sizes, **options)
-        step_of = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
-        steps = torch.empty_like(order).scatter_(1, order, step_of.expand_as(order))
+        numbers = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes)).to(order.device)
+        steps = torch.empty_like(order).scatter_(1, order, numbers.expand_as(order))
 
         sampling: dict[str, Any] = {}
         for name, dtype in PER_IMAGE.items():
@@ -376,7 +383,7 @@ class LPDPipeline:
         sampling["cfg_schedule"] = settings.cfg_schedule
         class_labels, order = torch.tensor(labels)[rows].to(device), order.to(device)
         try:
-            if kernels == OPS and can_pack(self.model):
+            if kernels == OPS and can_plan(self.model):
                 guided = isinstance(settings.cfg_scale, tuple) or settings.cfg_scale != 1
                 plan = self._plan(len(rows), sizes, guided)
                 tokens = plan(class_labels, order, **sampling, progress=progress)

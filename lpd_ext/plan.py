@@ -8,6 +8,7 @@ Source: Algorithm 1 of arXiv 2507.01957; the loop is that of `lpd_ext.decode`.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,11 +26,21 @@ from lpd_ext.models.lpd import LPD, UNCONDITIONAL
 from lpd_ext.ops.group_embedding import prepare_group_embedding
 from lpd_ext.ops.launch import Launch
 from lpd_ext.ops.token_selection import prepare_token_selection_
-from lpd_ext.packed_model import PackedModel, Products
+from lpd_ext.packed_model import PackedModel, Products, check_model, checked_products
 from lpd_ext.plan_buffers import PlanBuffers, plan_shape
 from lpd_ext.verdicts import trusted
 
 _OWNER = "DecodePlan"
+
+
+def can_plan(model: LPD) -> bool:
+    """Return whether a plan in the model's dtype can serve it, with kernels that are trusted."""
+    try:
+        dtype = check_model("can_plan", model)
+    except (TypeError, ValueError, NotImplementedError):
+        return False
+    products = checked_products("can_plan", model, None)
+    return all(trusted(op, model.device) for op in operators(products, dtype))
 
 
 @dataclass(frozen=True)
@@ -87,7 +98,8 @@ class DecodePlan:
     Warns
     -----
     RuntimeWarning
-        The GPU has memory for the plan, but not for its CUDA graph: launches run one by one.
+        The GPU has memory for the plan, but not for its CUDA graph, or a replay of that chose other
+        tokens: launches run one by one.
 
     Notes
     -----
@@ -149,7 +161,7 @@ class DecodePlan:
         self._lock = packed.lock  # plans that share weights take turns
         self._running = False
         with self._lock:
-            self._graph = captured(self._launch_all, model.device, f"{_OWNER}: {shape}")
+            self._graph = self._captured(buffers)
 
     @property
     def nbytes(self) -> dict[str, int]:
@@ -206,6 +218,26 @@ class DecodePlan:
             logits,
             select,
         )
+
+    def _captured(self, buffers: PlanBuffers) -> torch.cuda.CUDAGraph | None:
+        """Return a graph of all launches, if its replay chooses the tokens that they do."""
+        what = f"{_OWNER}: {self.shape}"
+        graph = captured(self._launch_all, self.model.device, what)
+        if graph is None:
+            return None
+        chosen = []
+        for run in (self._launch_all, graph.replay):
+            buffers.take_any()
+            run()
+            chosen.append(buffers.tokens.clone())
+        if chosen[0].equal(chosen[1]):
+            return graph
+        warnings.warn(
+            f"{what}: the CUDA graph chooses other tokens than its launches; they run one by one",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+        return None
 
     def _launch_all(self) -> None:
         for step in self._steps:

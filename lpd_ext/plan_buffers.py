@@ -153,12 +153,17 @@ class PlanBuffers:
         self.values = [new(*sizes, dtype=dtype) for _ in range(c.depth)]
         self.shape = shape
 
-        # A request that any kernel can serve: a plan may run before the first call.
-        self.order.copy_(torch.arange(c.seq_len, device=device))
-        for buffer in (self.tokens, self.forced_tokens, self.top_k, self._x, self.uniform):
+        self.take_any()
+
+    def take_any(self) -> None:
+        """Write a request that every model can serve: a plan may run before the first call."""
+        for buffer in (self.tokens, self.forced_tokens, self.top_k, self._x):
             buffer.zero_()
         for buffer in (self.cfg_scale, self.temperature, self.top_p):
             buffer.fill_(1)
+        device = self.order.device
+        self.order.copy_(torch.arange(self.order.shape[1], device=device))
+        self.uniform.copy_(torch.linspace(0, 1, self.uniform.shape[1] + 1, device=device)[:-1])
 
     def take(self, name: str, value: float | Tensor) -> None:
         """Write what a call brings: a number, or one row an image; the last one fills the batch."""

@@ -425,7 +425,7 @@ def test_contents_of_known_are_not_read_where_that_would_wait():
 
 def test_more_cells_than_a_device_takes(monkeypatch):
     monkeypatch.setattr(
-        importlib.import_module("lpd_ext.ops.group_order"), "_MOST_CELLS", {"cpu": 4}
+        importlib.import_module("lpd_ext.ops.group_order"), "MOST_CELLS", {"cpu": 4}
     )
     assert group_order(SEEDS, (2, 2), [4]).shape == (2, 4)
     with pytest.raises(NotImplementedError, match=r"`grid`: .* 4 cells on cpu, got 5 x 1"):

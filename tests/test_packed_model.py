@@ -11,7 +11,8 @@ from tiny_pipeline import tiny_pipeline
 from torch import nn
 
 from lpd_ext import LPD, DecodePlan, LPDConfig, decode
-from lpd_ext.packed_model import PackedModel, can_pack
+from lpd_ext.packed_model import PackedModel
+from lpd_ext.plan import can_plan
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 
@@ -255,9 +256,9 @@ UNFIT = {
 @pytest.mark.parametrize(("change", "error", "match"), UNFIT.values(), ids=UNFIT.keys())
 def test_models_that_cannot_be_planned(model, change, error, match):
     # A plan reads weights alone: what else a model does would be lost without a word.
-    assert can_pack(model)
+    assert can_plan(model)
     changed = change(model)
-    assert not can_pack(changed)
+    assert not can_plan(changed)
     with pytest.raises(error, match=f"^PackedModel: argument `model`: .*{match}"):
         PackedModel(changed, torch.float32)
     with pytest.raises(error, match=f"^DecodePlan: argument `model`: .*{match}"):
@@ -330,7 +331,7 @@ def test_a_head_dim_without_a_kernel_is_refused_before_anything_is_packed():
     config = LPDConfig(grid=(2, 2), dim=48, depth=1, num_heads=1, vocab_size=8, num_classes=2)
     with pytest.raises(NotImplementedError, match="argument `model`: expected head_dim in"):
         DecodePlan(LPD(config).eval(), 1, [1, 3])
-    assert not can_pack(LPD(config).eval())
+    assert not can_plan(LPD(config).eval())
 
 
 def test_plans_that_share_weights_take_turns(model):

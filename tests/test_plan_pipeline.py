@@ -66,6 +66,41 @@ def test_kernels_of_somebody_else_are_used(pipeline, decoded):
     assert calls
 
 
+def test_kernels_that_are_not_trusted_are_not_planned_with(pipeline, decoded, monkeypatch):
+    expected = pipeline([0, 1]).tokens
+    monkeypatch.setattr(lpd_ext.plan, "trusted", lambda op, device: op != "group_embedding")
+    assert pipeline([0, 1]).tokens.equal(expected)
+    assert decoded == [2]
+
+
+@pytest.mark.cuda
+def test_goes_by_plans_on_a_gpu(pipeline, decoded):
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    expected = pipeline([0, 1, 2], batch_size=2)
+    output = pipeline.to("cuda")([0, 1, 2], batch_size=2)
+    assert decoded == []
+    assert output.tokens.equal(expected.tokens)
+    assert output.steps.equal(expected.steps)
+
+
+@pytest.mark.parametrize(
+    ("device", "trusts", "num_cells", "drawn_on"),
+    [
+        ("cuda:0", True, 4096, "cuda:0"),
+        ("cuda:0", True, 4097, "cpu"),  # more than the kernel takes
+        ("cuda:0", False, 256, "cpu"),
+        ("cpu", True, 4097, "cpu"),
+    ],
+)
+def test_where_orders_are_drawn(monkeypatch, device, trusts, num_cells, drawn_on):
+    monkeypatch.setattr(
+        lpd_ext.pipeline, "trusted", lambda op, device: trusts and op == "group_order"
+    )
+    where = lpd_ext.pipeline._device_of_orders(torch.device(device), num_cells)
+    assert where == torch.device(drawn_on)
+
+
 def test_hooks_are_obeyed(pipeline, decoded):
     # A plan would not call them.
     expected = pipeline([0, 1]).tokens

@@ -130,6 +130,31 @@ def test_a_kernel_that_failed_its_check_is_not_planned_with(model, monkeypatch):
         assert DecodePlan(model, 4, SIZES, dtype=dtype).shape.products == "own"
 
 
+class FakeGraph:
+    """Replays what was captured, or nothing."""
+
+    def __init__(self, launches):
+        self.replay = launches
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_a_graph_is_used_where_it_chooses_the_tokens_of_its_launches(model, monkeypatch, right):
+    def fake(run, device, what):
+        return FakeGraph(run if right else lambda: None)
+
+    expected = DecodePlan(model, 4, SIZES)(**call())
+    monkeypatch.setattr(plan_module, "captured", fake)
+    if right:
+        plan = DecodePlan(model, 4, SIZES)
+    else:
+        with pytest.warns(
+            RuntimeWarning, match=r"DecodePlan: .* MiB: the CUDA graph chooses other"
+        ):
+            plan = DecodePlan(model, 4, SIZES)
+    assert (plan._graph is not None) == right
+    assert plan(**call()).equal(expected)
+
+
 @pytest.mark.cuda
 class TestOnAGpu:
     """The captured loop."""

@@ -90,7 +90,6 @@ IMPORTS = {
         "lpd_ext.ops",
         "lpd_ext.checks",
         "lpd_ext.plain_linear",
-        "lpd_ext.verdicts",
     ],
     "lpd_ext/forward_pass.py": [
         "lpd_ext.ops",

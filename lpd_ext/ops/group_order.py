@@ -16,7 +16,8 @@ from lpd_ext.ops.launch import device_types
 
 _OP = "group_order"
 _DEVICE_TYPES = device_types(_OP)
-_MOST_CELLS = {"cuda": 4096}
+MOST_CELLS = {"cuda": 4096}
+"""By type of device, where its kernel has a bound."""
 
 
 def group_order(
@@ -88,7 +89,7 @@ def group_order(
     """
     num_known = check_order_arguments(_OP, seeds, grid, known, unread=("cuda",))
     check_device_type(_OP, "seeds", seeds, _DEVICE_TYPES)
-    most_cells = _MOST_CELLS.get(seeds.device.type)
+    most_cells = MOST_CELLS.get(seeds.device.type)
     if most_cells is not None and grid[0] * grid[1] > most_cells:
         wanted = f"at most {most_cells} cells on {seeds.device.type}"
         fail(NotImplementedError, _OP, "grid", wanted, f"{grid[0]} x {grid[1]}")
