@@ -85,7 +85,7 @@ MASKED_CASES = [
     # A last tile that is shorter than half of one, rows of three tiles.
     MaskedCase("many_rows", 1, 1, 37, 75, 32),
     # Rows of whole tiles.
-    MaskedCase("whole_tiles", 1, 2, 32, 33, 32),
+    MaskedCase("whole_tiles", 1, 2, 32, 33, 64),
     # All of a 256 px and of a 512 px image.
     MaskedCase("kv_257", 2, 1, 20, 257, 64),
     MaskedCase("kv_1025", 1, 1, 9, 1025, 64),
