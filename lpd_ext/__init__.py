@@ -1,6 +1,7 @@
 """Locality-aware Parallel Decoding of autoregressive image models: kernels, models, decode loop."""
 
 from lpd_ext._binary import VERSION
+from lpd_ext.accelerate import Accelerated, accelerate
 from lpd_ext.arrays import with_arrays
 from lpd_ext.decode import decode
 from lpd_ext.info import info
@@ -24,6 +25,7 @@ __version__ = VERSION
 
 __all__ = [
     "LPD",
+    "Accelerated",
     "DecodePlan",
     "LPDConfig",
     "LPDPipeline",
@@ -31,6 +33,7 @@ __all__ = [
     "VQConfig",
     "VQModel",
     "__version__",
+    "accelerate",
     "decode",
     "group_attention",
     "group_order",

@@ -274,7 +274,14 @@ class _MLP(nn.Module):
 
 
 class _LayerNorm(nn.LayerNorm):
-    """LayerNorm whose parameters stay float32 when the model goes to a narrower dtype."""
+    """LayerNorm whose parameters stay float32 when the model goes to a narrower dtype.
+
+    Those that are narrow none the less, as of a published model, are widened to the rows.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
+        return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> _LayerNorm:
         def apply_but_stay_wide(t: Tensor) -> Tensor:
