@@ -3,6 +3,7 @@
 from lpd_ext._binary import VERSION
 from lpd_ext.arrays import with_arrays
 from lpd_ext.decode import decode
+from lpd_ext.image_plan import ImagePlan
 from lpd_ext.info import info
 from lpd_ext.models.config import LPDConfig, VQConfig
 from lpd_ext.models.lpd import LPD
@@ -25,6 +26,7 @@ __version__ = VERSION
 __all__ = [
     "LPD",
     "DecodePlan",
+    "ImagePlan",
     "LPDConfig",
     "LPDPipeline",
     "PlanCache",
