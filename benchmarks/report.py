@@ -162,6 +162,7 @@ def _tables(op: str, results: dict[str, Result]) -> str:
             named += columns
             parts.append(_table(rows, columns))
             parts += [_errors(row) for row in rows if "logits_error" in row]
+            parts += [_image_errors(row) for row in rows if "image_error" in row]
             parts += _floors(rows) + _left_out(rows)
     legend = [f"`{name}`: {BASELINES[name]}." for name in dict.fromkeys(named) if name in BASELINES]
     return "\n\n".join(parts + ([" ".join(legend)] if legend else []))
@@ -236,13 +237,22 @@ def _marked(ratio: float) -> str:
 
 
 def _errors(row: Result) -> str:
-    errors = row["logits_error"]
-    listed = ", ".join(f"`{name}` {e['max']:.2g} / {e['mean']:.2g}" for name, e in errors.items())
     return (
         f"{row['case']}: largest / mean error of the logits with forced tokens, float32 being "
-        f"exact: {listed} (logits of standard deviation {row['logits_std']:.2g}, entropy "
-        f"{row['entropy_nats']:.1f} nats)."
+        f"exact: {_listed(row['logits_error'])} (logits of standard deviation "
+        f"{row['logits_std']:.2g}, entropy {row['entropy_nats']:.1f} nats)."
     )
+
+
+def _image_errors(row: Result) -> str:
+    return (
+        f"{row['case']}: largest / mean error of the images, float64 being exact: "
+        f"{_listed(row['image_error'])}."
+    )
+
+
+def _listed(errors: Result) -> str:
+    return ", ".join(f"`{name}` {e['max']:.2g} / {e['mean']:.2g}" for name, e in errors.items())
 
 
 def _floors(rows: Sequence[Result]) -> list[str]:
