@@ -1,5 +1,6 @@
 """A planned decode of the tokenizer is `VQModel.decode`: values, changes of weights, one graph."""
 
+import weakref
 from copy import deepcopy
 from dataclasses import replace
 
@@ -217,17 +218,29 @@ def test_weights_are_copied_only_when_they_changed(vq, monkeypatch):
 
 
 def test_an_interrupted_copy_begins_again(vq, monkeypatch):
+    # Some of the copies are new then, whatever the tokenizer returns to.
     plan = ImagePlan(vq, 4, GRID)
-    in_place(vq)
+    expected = plan(some_codes())
+    before = vq.decoder.conv_out.bias
+    vq.decoder.conv_out.bias = nn.Parameter(before.detach() + 1)
+
+    def interrupt(vq, own):
+        own.decoder.conv_out.bias.copy_(vq.decoder.conv_out.bias)
+        raise KeyboardInterrupt
+
     with monkeypatch.context() as patch:
         patch.setattr("lpd_ext.image_plan._copy_weights", interrupt)
         with pytest.raises(KeyboardInterrupt):
             plan(some_codes())
-    assert plan(some_codes()).equal(ImagePlan(vq, 4, GRID)(some_codes()))
+    vq.decoder.conv_out.bias = before
+    assert plan(some_codes()).equal(expected)
 
 
-def interrupt(*args):
-    raise KeyboardInterrupt
+def test_weights_lie_as_convolutions_like_them(vq):
+    own = ImagePlan(vq, 4, GRID)._own
+    kernels = [parameter for parameter in own.parameters() if parameter.ndim == 4]
+    assert all(kernel.is_contiguous(memory_format=torch.channels_last) for kernel in kernels)
+    assert not own.decoder.conv_in.weight.is_contiguous()
 
 
 @DTYPES
@@ -239,9 +252,11 @@ def test_sizes_are_those_of_the_tensors_until_released(vq, dtype):
         "weights": sum(parameter.nbytes for parameter in plan._own.parameters()),
     }
     assert not plan.released
+    memory = [weakref.ref(x) for x in (plan._codes, plan._images, *plan._own.parameters())]
     plan.release()
     plan.release()
     assert plan.released
+    assert [reference() for reference in memory] == [None] * len(memory)
     assert plan.nbytes == {}
     with pytest.raises(RuntimeError, match=r"^ImagePlan: the plan was released"):
         plan(some_codes())
