@@ -45,8 +45,17 @@ class Snapshot:
                 return False
         return torch.equal(self._sampled(), self._values)
 
+    def check_shapes(self, op: str, argument: str, weights: Mapping[str, Tensor]) -> None:
+        """Demand weights of the same names and shapes."""
+        before = {name: list(tensor.shape) for name, (tensor, _) in self._weights.items()}
+        now = {name: list(tensor.shape) for name, tensor in weights.items()}
+        for name in before | now:
+            if before.get(name) != now.get(name):
+                wanted = f"weight {name} of shape {before.get(name)}, as packed before"
+                fail(ValueError, op, argument, wanted, now.get(name))
+
     def forget(self) -> None:
-        """Hold for no weights any more."""
+        """Hold for no weights any more, but keep their shapes."""
         self._values = self._values.new_empty(0)
 
     def _sampled(self) -> Tensor:

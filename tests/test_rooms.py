@@ -91,6 +91,7 @@ IMPORTS = {
         "lpd_ext.checks",
         "lpd_ext.plain_linear",
         "lpd_ext.verdicts",
+        "lpd_ext.watched_weights",
     ],
     "lpd_ext/forward_pass.py": ["lpd_ext.ops", "lpd_ext.packed_model", "lpd_ext.plan_buffers"],
     "lpd_ext/cuda_graph.py": [],
