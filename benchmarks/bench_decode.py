@@ -2,7 +2,7 @@
 
 On the CPU LPD-L at 256 px in 20 steps, on a GPU LPD-XL as well: guidance 4.8, bfloat16, unfiltered
 draws, the published setting. Weights are random, with a head that spreads the logits as a trained
-one does. The tokenizer's decoder is not in.
+one does. The tokenizer's decoder is not in: `bench_decode_images.py` has it.
 """
 
 from copy import deepcopy
@@ -10,7 +10,7 @@ from functools import partial
 
 import pytest
 import torch
-from decode_duel import CFG_SCALE, arguments, duel_on_gpu, errors, random_model
+from decode_duel import CFG_SCALE, arguments, duel_on_gpu, entropy, errors, random_model
 from published_loop import block_causal_mask, published_loop
 from roofline import BATCHES
 from sdpa_loop import SDPALoop
@@ -58,8 +58,8 @@ def duel(versus, config, batch, rounds):
     for name, of in error.items():
         for kind, value in of.items():
             assert value <= 2 * error["published_loop"][kind], (name, kind, error)
-    entropy = torch.distributions.Categorical(logits=exact).entropy().mean().item()
-    assert 4 <= entropy <= 8, entropy
+    nats = entropy(exact)
+    assert 4 <= nats <= 8, nats
     assert torch.equal(run_plan(), run_plan())
     # Greedy: drawn tokens differ where `uniform` lies within rounding of a boundary, as those of
     # `decode` do between batch sizes and numbers of threads.
@@ -75,7 +75,7 @@ def duel(versus, config, batch, rounds):
         loops.pop("plan"),
         loops,
         rounds=rounds,
-        entropy_nats=entropy,
+        entropy_nats=nats,
         logits_std=exact.std().item(),
         logits_error=error,
     )

@@ -54,6 +54,11 @@ def errors(logits: Tensor, exact: Tensor) -> dict[str, float]:
     return {"max": error.max().item(), "mean": error.mean().item()}
 
 
+def entropy(logits: Tensor) -> float:
+    """Mean nats of the distributions they give."""
+    return torch.distributions.Categorical(logits=logits).entropy().mean().item()
+
+
 def admit(prepared: Mapping[str, Callable[[], Call]]) -> tuple[dict[str, Call], dict[str, str]]:
     """Return the loops that run here, and in a word why the others are left out."""
     calls, left_out = {}, {}
@@ -130,6 +135,8 @@ def duel_on_gpu(
         device=device.type,
         loop=True,
         images=images,
+        entropy_nats=entropy(exact),
+        logits_std=exact.std().item(),
         logits_error=error,
         **({"left_out": left_out} if left_out else {}),
         **floor_notes(torch.cuda.get_device_name(), floor),

@@ -1,11 +1,12 @@
-"""Committed measurements -> the tables of README.md and docs/speed.svg.
+"""Committed measurements -> the tables of README.md, docs/speed.svg and docs/stages.svg.
 
     python benchmarks/report.py                    # of benchmarks/results/*.json
     python benchmarks/report.py --trim out/bench.json benchmarks/results/MACHINE.json
 
 No number is typed by hand: a region of the README between ``<!-- report:begin NAME -->`` and
-``<!-- report:end NAME -->`` is rewritten as a whole. NAME is an op, ``decode``, ``figure`` or
-``machine``. Several files given to --trim are merged; they must stem from one machine and commit.
+``<!-- report:end NAME -->`` is rewritten as a whole. NAME is an op, ``decode``, ``decode_images``,
+``figure``, ``machine`` or ``stages``, which predicts what was not measured and says so. Several
+files given to --trim are merged; they must stem from one machine and commit.
 """
 
 from __future__ import annotations
@@ -23,10 +24,11 @@ from pathlib import Path
 from typing import Any
 
 from speed_chart import ON_GPU, factor, loses, over_best, speed_chart
+from stage_report import stage_chart, stage_table
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks/results"
-CHART = "docs/speed.svg"
+CHART, STAGES = "docs/speed.svg", "docs/stages.svg"
 COMMAND, GPU_COMMAND = "make bench", "bash benchmarks/gpu_check.sh bench"
 
 BASELINES = {
@@ -93,8 +95,8 @@ def fill(text: str, results: dict[str, Result]) -> str:
 
     def region(match: re.Match[str]) -> str:
         name = match[1]
-        body = {"figure": _figure, "machine": _machines}.get(name, lambda r: _tables(name, r))
-        content = body(results) or "*Not measured yet.*"
+        bodies = {"figure": _figure, "machine": _machines, "stages": _stages}
+        content = bodies.get(name, partial(_tables, name))(results) or "*Not measured yet.*"
         return f"<!-- report:begin {name} -->\n{content}\n<!-- report:end {name} -->"
 
     begins = re.findall(r"<!-- report:begin (\w+) -->", text)
@@ -115,6 +117,10 @@ def _figure(results: dict[str, Result]) -> str:
     if not results:
         return ""
     return f"![Speed-up over each baseline, losing cases hollow]({CHART})"
+
+
+def _stages(results: dict[str, Result]) -> str:
+    return f"{stage_table(results)}\n\n![Time by stage against the floor]({STAGES})"
 
 
 def _machines(results: dict[str, Result]) -> str:
@@ -164,6 +170,7 @@ def _tables(op: str, results: dict[str, Result]) -> str:
             named += columns
             parts.append(_table(rows, columns))
             parts += [_errors(row) for row in rows if "logits_error" in row]
+            parts += [_image_errors(row) for row in rows if "image_error" in row]
             parts += _floors(rows) + _left_out(rows)
     legend = [f"`{name}`: {BASELINES[name]}." for name in dict.fromkeys(named) if name in BASELINES]
     return "\n\n".join(parts + ([" ".join(legend)] if legend else []))
@@ -238,13 +245,22 @@ def _marked(ratio: float) -> str:
 
 
 def _errors(row: Result) -> str:
-    errors = row["logits_error"]
-    listed = ", ".join(f"`{name}` {e['max']:.2g} / {e['mean']:.2g}" for name, e in errors.items())
     return (
         f"{row['case']}: largest / mean error of the logits with forced tokens, float32 being "
-        f"exact: {listed} (logits of standard deviation {row['logits_std']:.2g}, entropy "
-        f"{row['entropy_nats']:.1f} nats)."
+        f"exact: {_listed(row['logits_error'])} (logits of standard deviation "
+        f"{row['logits_std']:.2g}, entropy {row['entropy_nats']:.1f} nats)."
     )
+
+
+def _image_errors(row: Result) -> str:
+    return (
+        f"{row['case']}: largest / mean error of the images, float64 being exact: "
+        f"{_listed(row['image_error'])}."
+    )
+
+
+def _listed(errors: Result) -> str:
+    return ", ".join(f"`{name}` {e['max']:.2g} / {e['mean']:.2g}" for name, e in errors.items())
 
 
 def _floors(rows: Sequence[Result]) -> list[str]:
@@ -277,7 +293,7 @@ def _rounded(value: Any) -> Any:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Trim measurements, or rewrite the README's regions and the chart."""
+    """Trim measurements, or rewrite the README's regions and the charts."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("files", nargs="*", type=Path, help="default: benchmarks/results/*.json")
     parser.add_argument("--trim", action="store_true", help="SOURCE [SOURCE ...] DESTINATION")
@@ -295,6 +311,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     readme = ROOT / "README.md"
     readme.write_text(fill(readme.read_text(), results))
     (ROOT / CHART).write_text(speed_chart(results))
+    (ROOT / STAGES).write_text(stage_chart(results))
 
 
 if __name__ == "__main__":

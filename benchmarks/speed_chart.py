@@ -7,19 +7,11 @@ from collections.abc import Iterator
 from html import escape
 from typing import Any
 
-WIDTH, LABELS, RIGHT = 920, 400, 120  # pixels: all, the column of cases, room for the last number
-BAR, GAP, HEADER = 12, 8, 30
-ON_GPU = "times on the GPU"
-COLOURS = ("#3b7dd8", "#d1793b", "#3d9970", "#a05fc0")
-OUR_OWN = {"simple_kernel"}  # contenders that are kernels of this project, no baselines
+from svg import BAR, COLOURS, GAP, HEADER, WIDTH, box, page
 
-# The chart brings its own background: legible on a light page and on a dark one.
-STYLE = """
-.page { fill: #ffffff } text { fill: #24292f; font: 11px sans-serif } .op { font-weight: bold;
-font-size: 13px } .axis { stroke: #d0d7de } .one { stroke: #24292f; stroke-width: 1.5 }
-@media (prefers-color-scheme: dark) { .page { fill: #0d1117 } text { fill: #e6edf3 }
-.axis { stroke: #30363d } .one { stroke: #e6edf3 } }
-"""
+LABELS, RIGHT = 400, 120  # pixels: the column of cases, room for the last number
+ON_GPU = "times on the GPU"
+OUR_OWN = {"simple_kernel"}  # contenders that are kernels of this project, no baselines
 
 
 def speed_chart(results: dict[str, dict[str, Any]]) -> str:
@@ -34,7 +26,7 @@ def speed_chart(results: dict[str, dict[str, Any]]) -> str:
         body.append(f'<text class="op" x="12" y="{y + 15}">{escape(title)}</text>')
         x = LABELS
         for name, colour in colours.items():
-            body.append(_box(x, y + 6, 10, colour, hollow=False))
+            body.append(box(x, y + 6, 10, colour, hollow=False))
             body.append(f'<text x="{x + 15}" y="{y + 15}">vs {escape(name)}</text>')
             x += 50 + 7 * len(name)
         y += HEADER
@@ -47,17 +39,7 @@ def speed_chart(results: dict[str, dict[str, Any]]) -> str:
                 y += BAR
             y += GAP
         y += GAP
-    return "\n".join(
-        [
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {y}" '
-            f'width="{WIDTH}" height="{y}" role="img" aria-label="Speed-up over each baseline">',
-            f"<style>{STYLE}</style>",
-            f'<rect class="page" width="{WIDTH}" height="{y}" rx="6"/>',
-            *_axis(scale, y),
-            *body,
-            "</svg>\n",
-        ]
-    )
+    return page(y, "Speed-up over each baseline", [*_axis(scale, y), *body])
 
 
 def loses(ratio: float) -> bool:
@@ -118,12 +100,7 @@ def _axis(scale: _Scale, height: float) -> Iterator[str]:
 
 def _bar(scale: _Scale, y: float, ratio: float, colour: str) -> Iterator[str]:
     begin, end = sorted((scale(1), scale(ratio)))
-    yield _box(begin, y + 1, max(end - begin, 1), colour, hollow=loses(ratio))
+    yield box(begin, y + 1, max(end - begin, 1), colour, hollow=loses(ratio))
     words = factor(ratio) + (" slower" if loses(ratio) else "")
     # Behind the bar, on the side away from the labels: never over the 1x line.
     yield f'<text x="{end + 4:g}" y="{y + 10:g}">{words}</text>'
-
-
-def _box(x: float, y: float, width: float, colour: str, *, hollow: bool) -> str:
-    fill = f'fill="none" stroke="{colour}" stroke-width="1.5"' if hollow else f'fill="{colour}"'
-    return f'<rect x="{x:g}" y="{y:g}" width="{width:g}" height="{BAR - 2}" {fill}/>'

@@ -4,6 +4,7 @@ from lpd_ext._binary import VERSION
 from lpd_ext.accelerate import Accelerated, accelerate
 from lpd_ext.arrays import with_arrays
 from lpd_ext.decode import decode
+from lpd_ext.image_plan import ImagePlan
 from lpd_ext.info import info
 from lpd_ext.models.config import LPDConfig, VQConfig
 from lpd_ext.models.lpd import LPD
@@ -27,6 +28,7 @@ __all__ = [
     "LPD",
     "Accelerated",
     "DecodePlan",
+    "ImagePlan",
     "LPDConfig",
     "LPDPipeline",
     "PlanCache",

@@ -17,6 +17,7 @@ from lpd_ext.ops import pack_linear
 from lpd_ext.ops.group_attention import HEAD_DIMS
 from lpd_ext.ops.launch import device_types
 from lpd_ext.plain_linear import copy_linear
+from lpd_ext.watched_weights import Snapshot, check_watchable
 
 Norm: TypeAlias = tuple[Tensor, Tensor]
 """Weight and bias of a LayerNorm, float32."""
@@ -29,7 +30,6 @@ _Linear: TypeAlias = Any  # PackedLinear or PlainLinear, by the products
 _OWNER = "PackedModel"
 _PACKED_DTYPES = (torch.float32, torch.bfloat16)
 _MODEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-_SAMPLES = 16  # values compared on the diagonal of a weight, or up to twice as many
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class PackedModel:
             torch.no_grad(),
             naming_memory(_OWNER, f"weights in {dtype} of about {size / 2**20:.1f} MiB"),
         ):
-            self._seen = _Snapshot(model)
+            self._seen = Snapshot(_weights(model))
             self.token_emb = model.token_emb.weight.clone(memory_format=torch.contiguous_format)
             self.query_token = model.mask_token[0, 0].clone()
             self.pos_embed = model.pos_embed[0, 1:].clone(memory_format=torch.contiguous_format)
@@ -138,11 +138,12 @@ class PackedModel:
         """
         model = self.model
         check_model(_OWNER, model, self.dtype)
-        if self._seen.holds(model):
+        weights = _weights(model)
+        if self._seen.holds(weights):
             return False
         # Taken before the copy: a change meanwhile, or an error, makes the next call begin again.
-        seen = _Snapshot(model)
-        self._seen.check_shapes(model)
+        seen = Snapshot(weights)
+        self._seen.check_shapes(_OWNER, "model", weights)
         self._seen.forget()
         self.token_emb.copy_(model.token_emb.weight)
         self.query_token.copy_(model.mask_token[0, 0])
@@ -189,10 +190,7 @@ def check_model(op: str, model: LPD, dtype: torch.dtype | None = None) -> torch.
         if hooked or type(module) not in _module_types():
             got = f"{type(module).__name__}{' with a hook' if hooked else ''} at {name!r}"
             fail(ValueError, op, "model", "the layers of an LPD, without hooks", got)
-    for name, parameter in model.named_parameters():
-        if parameter.is_inference():
-            wanted = "weights made outside torch.inference_mode(), whose changes can be noticed"
-            fail(ValueError, op, "model", wanted, name)
+    check_watchable(op, "model", _weights(model))
     return dtype
 
 
@@ -215,53 +213,8 @@ def _module_types() -> frozenset[type]:
         return frozenset(type(module) for module in LPD(config).modules())
 
 
-class _Snapshot:
-    """What tells the weights of one moment from those of another."""
-
-    def __init__(self, model: LPD) -> None:
-        # The tensors keep their memory, so that no other can get the same address.
-        self._weights = {
-            name: (parameter.detach(), parameter._version)
-            for name, parameter in model.named_parameters()
-        }
-        self._samples = [_sample(tensor) for tensor, _ in self._weights.values()]
-        self._values = self._sampled()
-
-    def holds(self, model: LPD) -> bool:
-        now = dict(model.named_parameters())
-        if now.keys() != self._weights.keys():
-            return False
-        for name, (tensor, version) in self._weights.items():
-            same = now[name]._version == version and now[name].data_ptr() == tensor.data_ptr()
-            if not (same and _layout(now[name]) == _layout(tensor)):
-                return False
-        return torch.equal(self._sampled(), self._values)
-
-    def check_shapes(self, model: LPD) -> None:
-        before = {name: list(tensor.shape) for name, (tensor, _) in self._weights.items()}
-        now = {name: list(parameter.shape) for name, parameter in model.named_parameters()}
-        for name in before | now:
-            if before.get(name) != now.get(name):
-                wanted = f"weight {name} of shape {before.get(name)}, as packed before"
-                fail(ValueError, _OWNER, "model", wanted, now.get(name))
-
-    def forget(self) -> None:
-        """Hold for no weights any more, but keep their shapes."""
-        self._values = self._values.new_empty(0)
-
-    def _sampled(self) -> Tensor:
-        return torch.cat(self._samples).float().view(torch.int32)  # as bits: NaN equals NaN
-
-
-def _sample(tensor: Tensor) -> Tensor:
-    """Return a view of a few values all over a weight."""
-    line = tensor.squeeze()
-    line = line.diagonal() if line.ndim == 2 else line.reshape(-1)
-    return line[:: max(1, len(line) // _SAMPLES)]
-
-
-def _layout(tensor: Tensor) -> tuple[torch.dtype, torch.Size, tuple[int, ...]]:
-    return tensor.dtype, tensor.shape, tensor.stride()
+def _weights(model: LPD) -> dict[str, Tensor]:
+    return dict(model.named_parameters())
 
 
 def _blocks(model: LPD) -> list[Block]:

@@ -33,6 +33,7 @@ def test_examples_run(name):
         "LPD",
         "LPDPipeline",
         "DecodePlan",
+        "ImagePlan",
         "ops.add_layer_norm",
         "ops.bias_gelu",
         "ops.fused_linear",

@@ -12,6 +12,7 @@ import pytest
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
 import report
 from speed_chart import loses, speed_chart
+from stage_report import stage_chart
 
 ROOT = Path(__file__).parent.parent
 COMMITTED = sorted(report.RESULTS.glob("*.json"))
@@ -278,7 +279,8 @@ def test_command_line(tmp_path, monkeypatch):
     report.main(["--trim", str(tmp_path / "bench.json"), str(tmp_path / "cpu.json")])
     report.main([str(tmp_path / "cpu.json")])
     assert "| won |" in (tmp_path / "README.md").read_text()
-    ElementTree.fromstring((tmp_path / "docs/speed.svg").read_text())
+    for chart in ("speed", "stages"):
+        ElementTree.fromstring((tmp_path / f"docs/{chart}.svg").read_text())
 
 
 def test_chart_has_a_bar_for_every_comparison(results):
@@ -315,6 +317,7 @@ def test_readme_and_chart_are_what_was_measured():
     readme = (ROOT / "README.md").read_text()
     assert report.fill(readme, results) == readme
     assert speed_chart(results) == (ROOT / report.CHART).read_text()
+    assert stage_chart(results) == (ROOT / report.STAGES).read_text()
     shown = re.findall(r"<!-- report:begin (\w+) -->", readme)
     measured = {b["extra_info"]["op"] for r in results.values() for b in r["benchmarks"]}
     assert measured | {"machine"} <= set(shown)

@@ -2,15 +2,19 @@
 
 import re
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
-from lpd_ext import LPDConfig, group_sizes
+from lpd_ext import LPDConfig, VQConfig, VQModel, group_sizes
 
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
 import roofline
 from roofline import H200, Gpu, Step, Work
+from roofline_images import image_floor, image_work
 
 # "Floors per image" in the design notes of this project (PERFORMANCE.md): ms of the weights and of
 # everything at batch 1, images a second at batch 64; guidance on, bfloat16, without the tokenizer.
@@ -89,3 +93,39 @@ def test_command_line_prints_both_tables(capsys):
     assert "Floors, not measurements" in text
     assert "| lpd-l-256, 20 | 2.97 ms | 3.05 ms (328 img/s) |" in text
     assert re.search(r"\| lpd-xl-512, 48: 67 x 1025 \| [\d.]+ us \|", text)
+
+
+SMALL = VQConfig(channels=32, channel_mult=(1, 2), num_res_blocks=1, z_channels=8, norm_groups=8)
+
+
+@pytest.mark.parametrize(("config", "grid"), [(VQConfig(), (16, 16)), (SMALL, (3, 4))])
+@torch.no_grad()
+def test_work_of_the_tokenizer_is_what_torch_counts(config, grid):
+    with torch.device("meta"):
+        vq = VQModel(config).eval()
+        latents = torch.empty(2, grid[0] * grid[1], config.codebook_dim)
+    weights, moved = [], []
+
+    def count(conv, inputs, out, doubled):
+        weights.append(conv.weight.numel())
+        moved.append(inputs[0].numel() // doubled + out.numel())
+
+    for name, module in vq.named_modules():
+        if isinstance(module, torch.nn.Conv2d):
+            doubled = 4 if name.endswith("upsample.conv") else 1  # pixels, made on the fly
+            module.register_forward_hook(partial(count, doubled=doubled))
+    with FlopCounterMode(display=False) as counted:
+        vq.image_of(latents, grid)
+    large, none = (Gpu("", 1, 1, l2_share=share) for share in (1e12, 0))
+    in_l2, crossing = (sum(image_work(config, grid, 2, gpu), Work()) for gpu in (large, none))
+    assert in_l2.operations == crossing.operations == counted.get_total_flops()
+    assert in_l2.num_bytes == 2 * sum(weights)
+    assert crossing.num_bytes == 2 * (sum(weights) + sum(moved))
+
+
+def test_an_image_of_the_published_tokenizer():
+    # 253 GFLOP, as the design notes of this project have it.
+    work = sum(image_work(VQConfig(), (16, 16), 1, H200), Work())
+    assert round(work.operations / 1e9) == 253
+    least = work.operations / H200.arithmetic
+    assert least <= image_floor(VQConfig(), (16, 16), 1, H200) < 1.01 * least

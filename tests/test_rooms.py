@@ -90,6 +90,7 @@ IMPORTS = {
         "lpd_ext.ops",
         "lpd_ext.checks",
         "lpd_ext.plain_linear",
+        "lpd_ext.watched_weights",
     ],
     "lpd_ext/forward_pass.py": [
         "lpd_ext.ops",
@@ -98,6 +99,13 @@ IMPORTS = {
         "lpd_ext.plan_buffers",
     ],
     "lpd_ext/cuda_graph.py": [],
+    "lpd_ext/watched_weights.py": ["lpd_ext.checks"],
+    "lpd_ext/image_plan.py": [
+        "lpd_ext.models",
+        "lpd_ext.checks",
+        "lpd_ext.cuda_graph",
+        "lpd_ext.watched_weights",
+    ],
     "lpd_ext/plan_buffers.py": ["lpd_ext.models", "lpd_ext.checks", "lpd_ext.packed_model"],
     "lpd_ext/plan.py": [
         "lpd_ext.models",

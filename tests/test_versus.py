@@ -338,3 +338,5 @@ def test_benchmark_of_a_generation_on_a_gpu_on_the_cpu(monkeypatch):
     decode_duel.duel_on_gpu(versus, torch.device("cpu"), "tiny", 8, 6)
     assert shown["images"] == 6
     assert shown["logits_error"].keys() == {"plan", "sdpa_graph", "published_loop"}
+    assert 4 < shown["entropy_nats"] < 8  # beside the errors in the report
+    assert shown["logits_std"] > 0

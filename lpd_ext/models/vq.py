@@ -133,7 +133,24 @@ class VQModel(nn.Module):
                 f"VQModel.decode: `codes`: expected ids in [0, {size}), "
                 f"got [{int(codes.min())}, {int(codes.max())}]"
             )
-        z = self.quantize.lookup(codes.long()).transpose(1, 2).unflatten(2, grid)
+        return self.image_of(self.quantize.lookup(codes.long()), grid)
+
+    def image_of(self, latents: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Return the image of codebook rows: what `decode` does after its checks and the lookup.
+
+        Parameters
+        ----------
+        latents : Tensor
+            ``[batch, seq_len, codebook_dim]`` in raster order, each of length 1.
+        grid : tuple[int, int]
+            Height and width in tokens.
+
+        Returns
+        -------
+        Tensor
+            As `decode` returns it.
+        """
+        z = latents.transpose(1, 2).unflatten(2, grid)
         return self.decoder(self.post_quant_conv(z))  # type: ignore[no-any-return]
 
 
