@@ -49,6 +49,7 @@ BASELINES = {
     "onednn_packed": "the same, weights packed once by mkldnn._reorder_linear_weight",
     "product_and_bias_gelu": "torch's product, then bias_gelu in place",
     "linear_and_gelu": "torch's linear, then torch's GELU, both in bfloat16",
+    "sample_tokens": "the method as the published code writes it, with fewer copies",
     "published_loop_compiled": "the same under torch.compile",
     "sdpa_graph": "sdpa_loop captured in one CUDA graph, its request fixed",
     "sdpa_loop": "static shapes, two attention calls on cache slices, bfloat16, torch_chain",

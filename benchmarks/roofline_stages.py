@@ -1,6 +1,7 @@
 """The least time of each launch of a planned decode, and what it is predicted to take.
 
-Launches are those of `lpd_ext.DecodePlan` in bfloat16 with matrix products of torch. Counted of one launch:
+Launches are those of `lpd_ext.DecodePlan` in bfloat16 with matrix products of torch. Counted of
+one launch:
 
 - Weights, biases among them, read once, as in `roofline.py`. K/V: what is in the cache is read,
   what the context adds is written.

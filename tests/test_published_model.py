@@ -1,16 +1,20 @@
 """Which modules are taken for the published LPD."""
 
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from published_model import published_model
 from tiny_pipeline import tiny_pipeline
 from torch import nn
 
 import lpd_ext
 from lpd_ext import LPDConfig
 from lpd_ext.models.published import published_config
+
+sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
+from published_model import published_model
 
 
 def test_the_configuration_is_read_off():

@@ -126,6 +126,13 @@ IMPORTS = {
         "lpd_ext.plan",
         "lpd_ext.plan_buffers",
     ],
+    "lpd_ext/accelerate.py": [
+        "lpd_ext.models",
+        "lpd_ext.ops",
+        "lpd_ext.checks",
+        "lpd_ext.plan",
+        "lpd_ext.plan_cache",
+    ],
     "lpd_ext/decode.py": ["lpd_ext.models", "lpd_ext.kernels", "lpd_ext.decode_request"],
 }
 ANYTHING_OF_THE_PACKAGE = {"lpd_ext/__init__.py", "lpd_ext/ops/__init__.py"}
