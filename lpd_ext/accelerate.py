@@ -9,6 +9,7 @@ import ast
 import warnings
 import weakref
 from collections.abc import Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from lpd_ext.checks import check_int, check_shape, checked_group_sizes, fail
-from lpd_ext.models.lpd import UNCONDITIONAL
+from lpd_ext.models.lpd import LPD, UNCONDITIONAL
 from lpd_ext.models.published import Structure, published_config, with_weights_of
 from lpd_ext.ops.group_order import group_order
 from lpd_ext.plan import can_plan
@@ -26,6 +27,7 @@ _OP = "accelerate"
 _CALL = "sample_tokens"
 _HIDDEN = -1e4  # what is added to a score to hide its key: -inf, or a large number
 _MAX_SEED = 2**63 - 1
+_LONGEST = 2**20  # group sizes: more would be no image
 
 
 def accelerate(model: nn.Module, *, max_bytes: int = DEFAULT_MAX_BYTES) -> Accelerated:
@@ -72,15 +74,27 @@ def accelerate(model: nn.Module, *, max_bytes: int = DEFAULT_MAX_BYTES) -> Accel
     return Accelerated(model, max_bytes)
 
 
+@dataclass(frozen=True)
+class _Link:
+    """A published model as it was at one moment."""
+
+    structure: Structure
+    shared: LPD
+    plans: PlanCache
+
+
 class Accelerated:
-    """A published LPD whose `sample_tokens` goes by plans; see `accelerate`."""
+    """A published LPD whose `sample_tokens` goes by plans; see `accelerate`.
+
+    Copies, pickled ones too, belong to the copy of the model that they came with and begin empty.
+    """
 
     def __init__(self, model: nn.Module, max_bytes: int) -> None:
         check_int(_OP, "max_bytes", max_bytes, 0)
         self.model = model
         self._max_bytes = max_bytes
         self._original = model.__dict__.get(_CALL) if isinstance(model, nn.Module) else None
-        self._link()
+        self._link: _Link | None = self._linked()
         self._mask_checked: tuple[Any, ...] = ()
         # An attribute of the instance hides the method of the class.
         object.__setattr__(model, _CALL, self.sample_tokens)
@@ -148,26 +162,27 @@ class Accelerated:
         published method uses them otherwise and draws other tokens. Equal logits are kept or
         dropped together by the filters.
         """
-        if reason := self._reason_against():
+        link = self._current()
+        if reason := self._reason_against(link):
             warnings.warn(f"{_OP}: the published {_CALL} runs: {reason}", RuntimeWarning, 2)
             return self._run_original(
                 bsz, cfg, cfg_schedule, labels, temperature, attn_mask, top_k, top_p, group_sizes,
                 orders,
             )  # fmt: skip
-        config, device = self._shared.config, self._shared.device
+        config, device = link.shared.config, link.shared.device
         check_int(_CALL, "bsz", bsz, 1)
         sizes = checked_group_sizes(_CALL, as_sizes(group_sizes), config.seq_len)
         if attn_mask is not None:
             self._check_mask(attn_mask, sizes)
         if labels is None:
             labels = torch.full((bsz,), UNCONDITIONAL, device=device)
-        labels = self._integers("labels", labels, (bsz,), "[bsz]")
+        labels = _integers("labels", labels, (bsz,), "[bsz]", device)
         if orders is None:
             seeds = torch.randint(_MAX_SEED, (bsz,))  # drawn on the CPU, wherever orders are
             orders = group_order(seeds, config.grid, sizes)
-        orders = self._integers("orders", orders, (bsz, config.seq_len), "[bsz, seq_len]")
+        orders = _integers("orders", orders, (bsz, config.seq_len), "[bsz, seq_len]", device)
         uniform = torch.rand(bsz, config.seq_len, dtype=torch.float64, device=device)
-        plan = self._plans.get(bsz, sizes, cfg != 1, self._dtype())
+        plan = link.plans.get(bsz, sizes, cfg != 1, _dtype_of(link.shared))
         with torch.autocast(device.type, enabled=False):
             return plan(
                 labels,
@@ -183,11 +198,12 @@ class Accelerated:
     @property
     def nbytes(self) -> int:
         """Memory of the plans kept for the next call and of their copies of the weights."""
-        return self._plans.nbytes
+        return 0 if self._link is None else self._link.plans.nbytes
 
     def release(self) -> None:
         """Give that memory back; the next call plans anew."""
-        self._plans.release()
+        if self._link is not None:
+            self._link.plans.release()
 
     def restore(self) -> None:
         """Give the model its own `sample_tokens` back, and the memory."""
@@ -210,45 +226,36 @@ class Accelerated:
     ) -> None:
         self.restore()
 
-    def _link(self) -> None:
-        """Take the model as it now is."""
-        config = published_config(_OP, self.model)
-        self._shared = with_weights_of(self.model, config)
-        self._structure = Structure(self.model)
-        self._plans = PlanCache(self._shared, self._max_bytes)
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_link": None, "_mask_checked": ()}
 
-    def _reason_against(self) -> str:
+    def _linked(self) -> _Link:
+        """Take the model as it now is."""
+        shared = with_weights_of(self.model, published_config(_OP, self.model))
+        return _Link(Structure(self.model), shared, PlanCache(shared, self._max_bytes))
+
+    def _current(self) -> _Link:
+        if self._link is None or not self._link.structure.holds():
+            self._link = self._linked()
+        return self._link
+
+    def _reason_against(self, link: _Link) -> str:
         """Return why a plan would not do what the published method does, nothing where it would."""
-        if not self._structure.holds():
-            self._link()
+        dtype = _dtype_of(link.shared)
         if self.model.training:
             return "the model is in training (model.eval())"
-        if self._structure.has_hooks():
+        if link.structure.has_hooks():
             return "a layer has a hook"
-        if self._dtype() not in (torch.float32, torch.bfloat16):
-            return f"there are plans in float32 and bfloat16, not in {self._dtype()}"
-        if not can_plan(self._shared):
-            return f"no kernels for it that passed their self-check on {self._shared.device}"
+        if dtype not in (torch.float32, torch.bfloat16):
+            return f"there are plans in float32 and bfloat16, not in {dtype}"
+        if not can_plan(link.shared):
+            return f"no kernels for it that passed their self-check on {link.shared.device}"
         return ""
 
     def _run_original(self, *arguments: Any) -> Tensor:
         if self._original is not None:
             return self._original(*arguments)  # type: ignore[no-any-return]
         return getattr(type(self.model), _CALL)(self.model, *arguments)  # type: ignore[no-any-return]
-
-    def _dtype(self) -> torch.dtype:
-        kind = self._shared.device.type
-        if torch.is_autocast_enabled(kind):
-            return torch.get_autocast_dtype(kind)
-        return self._shared.dtype
-
-    def _integers(self, name: str, value: Tensor, shape: tuple[int, ...], names: str) -> Tensor:
-        if not isinstance(value, Tensor):
-            fail(TypeError, _CALL, name, f"a tensor {names}", type(value).__name__)
-        if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
-            fail(TypeError, _CALL, name, "integers", value.dtype)
-        check_shape(_CALL, name, value, shape, names)
-        return value.to(self._shared.device, torch.int64)
 
     def _check_mask(self, attn_mask: Tensor, sizes: Sequence[int]) -> None:
         """Demand the kernels' visibility rule; a mask seen before is not read again."""
@@ -274,6 +281,22 @@ class Accelerated:
             got = f"{attn_mask[row, column].item()} at [{row}, {column}] for groups {list(sizes)}"
             fail(ValueError, _CALL, "attn_mask", wanted, got)
         self._mask_checked = (weakref.ref(attn_mask), attn_mask._version, tuple(sizes))
+
+
+def _dtype_of(model: LPD) -> torch.dtype:
+    kind = model.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else model.dtype
+
+
+def _integers(
+    name: str, value: Tensor, shape: tuple[int, ...], names: str, device: torch.device
+) -> Tensor:
+    if not isinstance(value, Tensor):
+        fail(TypeError, _CALL, name, f"a tensor {names}", type(value).__name__)
+    if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
+        fail(TypeError, _CALL, name, "integers", value.dtype)
+    check_shape(_CALL, name, value, shape, names)
+    return value.to(device, torch.int64)
 
 
 def as_sizes(group_sizes: Sequence[int] | Tensor | str | None) -> Sequence[int]:
@@ -311,9 +334,6 @@ def as_sizes(group_sizes: Sequence[int] | Tensor | str | None) -> Sequence[int]:
         wanted = 'a list of ints such as "[1, 3, 12]" or "[1] * 256"'
         fail(ValueError, _CALL, "group_sizes", wanted, repr(group_sizes))
     return sizes
-
-
-_LONGEST = 2**20  # sizes: more would be no image
 
 
 def _evaluated(node: ast.expr) -> Any:

@@ -1,6 +1,7 @@
 """A published LPD that was accelerated: the same tokens, sooner, and its own method back."""
 
 import copy
+import pickle
 import sys
 from pathlib import Path
 
@@ -86,7 +87,7 @@ def test_memory_is_bounded(model):
     small = lpd_ext.accelerate(model, max_bytes=0)
     for bsz in (1, 2, 3):
         tokens_of(model, bsz=bsz)
-    assert len(small._plans) == 1
+    assert len(small._link.plans) == 1
     small.release()
     assert small.nbytes == 0
     tokens_of(model)
@@ -98,12 +99,12 @@ def test_autocast_is_honoured(model):
     for dtype in (None, torch.bfloat16):
         with torch.autocast("cpu", dtype=dtype or torch.bfloat16, enabled=dtype is not None):
             tokens_of(model)
-        (plan,) = accelerated._plans._plans.values()
+        (plan,) = accelerated._link.plans._plans.values()
         assert plan.shape.dtype == (dtype or torch.float32)
         accelerated.release()
     model.to(torch.bfloat16)
     tokens_of(model)
-    (plan,) = accelerated._plans._plans.values()
+    (plan,) = accelerated._link.plans._plans.values()
     assert plan.shape.dtype == torch.bfloat16
 
 
@@ -127,7 +128,7 @@ def test_draws_are_those_of_decode(model):
     tokens = model.sample_tokens(**given)
     torch.manual_seed(5)
     expected = decode(
-        accelerated._shared,
+        accelerated._link.shared,
         given["labels"],
         SIZES,
         given["orders"],
@@ -168,10 +169,15 @@ def test_restored_after_an_error(model):
     assert model.calls == 1
 
 
-def test_a_copy_is_on_its_own(model):
-    lpd_ext.accelerate(model)
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_a_copy_is_on_its_own(model, copied):
+    accelerated = lpd_ext.accelerate(model)
     expected = tokens_of(model)
-    other = copy.deepcopy(model)
+    other = copied(model)
+    assert lpd_ext.accelerate(other) is not accelerated
+    assert lpd_ext.accelerate(other).model is other
+    assert lpd_ext.accelerate(other).nbytes == 0
+    assert tokens_of(other).equal(expected)
     with torch.no_grad():
         other.head.weight.neg_()
     assert tokens_of(model).equal(expected)
