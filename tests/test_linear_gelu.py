@@ -156,3 +156,15 @@ def test_bits_do_not_depend_on_the_schedule(monkeypatch, rows):
     emulator.use(monkeypatch)
     inputs = make_inputs((rows, 200))
     emulator.assert_bits_equal_on_schedules(lambda: run(inputs).clone())
+
+
+@pytest.mark.parametrize("rows", [40, 260])
+def test_tensor_cores_read_without_bank_conflicts(monkeypatch, rows):
+    emulator.use(monkeypatch)
+    before = emulator.stats()
+    run(make_inputs((rows, 200)))
+    after = emulator.stats()
+    assert after["mma"] > before["mma"]
+    assert after["async_copies"] > before["async_copies"]
+    assert after["ldmatrix_phases"] > before["ldmatrix_phases"]
+    assert after["bank_conflicts"] == before["bank_conflicts"]
