@@ -143,6 +143,27 @@ def test_large_sums_carry(select, vocab_size):
     assert torch.equal(select(*arguments), torch.ops.lpd_ext.token_selection(*arguments))
 
 
+@pytest.mark.parametrize("vocab_size", [1000, 4096, 5000, 33000])
+def test_neighbours_at_the_end_of_a_bin(select, vocab_size):
+    # With 0 the largest, a bin of the first pass, of any width, ends with the second value before
+    # -2: the least of the next pass, in which top-k cuts right before it and behind it.
+    neighbours = torch.arange(-5, 5, dtype=torch.int32) - 2**30  # -2 is 0 among them
+    logits = torch.full((12, 1, vocab_size), -20.0)
+    logits[:, :, 0] = 0
+    logits[:, :, -10:] = neighbours.view(torch.float32)
+    arguments = (
+        logits,
+        torch.full((12, 1), 1 - 2**-53, dtype=torch.float64),
+        None,
+        torch.ones(12),
+        torch.arange(12),
+        torch.ones(12),
+    )
+    expected = torch.ops.lpd_ext.token_selection(*arguments)
+    assert expected[2:, 0].tolist() == [*range(vocab_size - 10, vocab_size)]
+    assert torch.equal(select(*arguments), expected)
+
+
 @pytest.mark.cuda
 def test_repeats_are_equal():
     if not torch.cuda.is_available():
