@@ -59,6 +59,10 @@ CASES = [
     (vocab_size, kind, DTYPES[(i + j) % 3], GUIDANCE[(i // 3 + j) % 4])
     for (i, vocab_size), (j, kind) in itertools.product(enumerate(VOCAB_SIZES), enumerate(KINDS))
 ]
+CASES += [  # the kernel whose registers are the scarcest
+    (vocab_size, kind, torch.float32, GUIDANCE[j % 4])
+    for vocab_size, (j, kind) in itertools.product((32767, 32768), enumerate(KINDS))
+]
 
 
 @pytest.mark.parametrize(("vocab_size", "kind", "dtype", "guidance"), CASES)
@@ -107,7 +111,7 @@ def test_a_row_is_the_same_at_any_place(select, vocab_size):
     assert torch.equal(select(logits.copy_(arguments[0]), *arguments[1:]), expected)
 
 
-@pytest.mark.parametrize("vocab_size", [300, 3000, 16384, 33000])
+@pytest.mark.parametrize("vocab_size", [300, 3000, 16384, 32767, 33000])
 def test_ids_do_not_depend_on_the_schedule(vocab_size):
     arguments = case(vocab_size, KINDS[0], torch.float32, "per row", 3)
     emulator.load()
@@ -137,6 +141,27 @@ def test_large_sums_carry(select, vocab_size):
         torch.linspace(0.1, 0.99, batch),
     )
     assert torch.equal(select(*arguments), torch.ops.lpd_ext.token_selection(*arguments))
+
+
+@pytest.mark.parametrize("vocab_size", [1000, 4096, 5000, 33000])
+def test_neighbours_at_the_end_of_a_bin(select, vocab_size):
+    # With 0 the largest, a bin of the first pass, of any width, ends with the second value before
+    # -2: the least of the next pass, in which top-k cuts right before it and behind it.
+    neighbours = torch.arange(-5, 5, dtype=torch.int32) - 2**30  # -2 is 0 among them
+    logits = torch.full((12, 1, vocab_size), -20.0)
+    logits[:, :, 0] = 0
+    logits[:, :, -10:] = neighbours.view(torch.float32)
+    arguments = (
+        logits,
+        torch.full((12, 1), 1 - 2**-53, dtype=torch.float64),
+        None,
+        torch.ones(12),
+        torch.arange(12),
+        torch.ones(12),
+    )
+    expected = torch.ops.lpd_ext.token_selection(*arguments)
+    assert expected[2:, 0].tolist() == [*range(vocab_size - 10, vocab_size)]
+    assert torch.equal(select(*arguments), expected)
 
 
 @pytest.mark.cuda

@@ -1,12 +1,12 @@
 // token_selection: one token a row, the id of the CPU kernel to the bit.
 //
 // Decomposition. A block has a row, with up to 1024 tokens a warp has one. Rows of up to 32768
-// tokens (16384 in float32) are read once, guided on the way in and kept as 32 float32 a thread: 16
-// warps at 16384 tokens, 64 registers a thread, two blocks a multiprocessor. Longer rows are read
-// anew in every pass. A warp has consecutive tokens, so an unfiltered draw takes two barriers: the
-// largest logit of all warps, then the mass of each; the warp that the target falls into walks its
-// own tokens. top-k and top-p are radix selections before that (token_selection_threshold.cuh).
-// What is asked of the row, five numbers from five tensors, arrives in shared memory meanwhile.
+// tokens are read once, guided on the way in and kept as 32 float32 a thread: 16 warps at 16384
+// tokens, 64 registers a thread, two blocks a multiprocessor. Longer rows are read anew in every
+// pass. A warp has consecutive tokens, so an unfiltered draw takes two barriers: the largest logit
+// of all warps, then the mass of each; the warp that the target falls into walks its own tokens.
+// top-k and top-p are radix selections before that (token_selection_threshold.cuh). What is asked
+// of the row, five numbers from five tensors, arrives in shared memory meanwhile.
 //
 // Exactness. All arithmetic is lpd/specified_math.h, where nothing is left to contract; masses are
 // integers, whose sums know no order. Shared memory sees atomics of 32 bits only.
@@ -121,13 +121,15 @@ __global__ void __launch_bounds__(Block<kWarps>::kThreads, Block<kWarps>::kAtOnc
   SIMT_SHARED(typename Team<kWarps>::Scratch, scratch, [B::kRows]);
   SIMT_SHARED(Request, requests, [B::kRows]);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const uint32_t nth = blockIdx.x * B::kRows + warp / kWarps;
+  // Of a block with one row a constant: what depends on it takes no registers.
+  const int row_of_block = B::kRows == 1 ? 0 : warp / kWarps;
+  const uint32_t nth = blockIdx.x * B::kRows + row_of_block;
   if (nth >= params.batch * params.group_size) return;  // all warps of a row alike
   const auto group_size = static_cast<uint32_t>(params.group_size);
   const uint32_t image = nth / group_size, query = nth % group_size;
 
-  const Team<kWarps> team(scratch[warp / kWarps], warp % kWarps, lane);
-  Request& request = requests[warp / kWarps];
+  const Team<kWarps> team(scratch[row_of_block], warp - row_of_block * kWarps, lane);
+  Request& request = requests[row_of_block];
   if (team.thread == 0) fetch_request(params, image, query, request);
   const RowLogits<T> logits(params, image, query);
   Row row(logits, team.warp, lane);
@@ -155,9 +157,7 @@ cudaError_t token_selection(const TokenSelectionParams& params, cudaStream_t str
     if (params.vocab_size <= 1024) return launch<T, 1, kChunks>(params, stream);
     if (params.vocab_size <= 4096) return launch<T, 4, kChunks>(params, stream);
     if (params.vocab_size <= 16384) return launch<T, 16, kChunks>(params, stream);
-    if constexpr (sizeof(T) == 2) {  // of float32 the registers are a few too few
-      if (params.vocab_size <= 32768) return launch<T, 32, kChunks>(params, stream);
-    }
+    if (params.vocab_size <= 32768) return launch<T, 32, kChunks>(params, stream);
     return launch<T, 32, 0>(params, stream);
   });
 }

@@ -139,13 +139,16 @@ class RowInRegisters {
 
   __device__ RowInRegisters(const RowLogits<T>& logits, int warp, int lane)
       : tokens_(logits.vocab_size, kChunks, warp, lane) {
-    const bool whole = logits.aligned && tokens_.whole(kChunks - 1);
-    with_form(logits, whole, [&](auto guided, auto whole) {
 #pragma unroll
-      for (int c = 0; c < kChunks; ++c) {
-        read_chunk<guided, whole>(logits, tokens_[c], values_[c], largest_);
-      }
-    });
+    for (int first = 0; first < kChunks; first += kInFlight) {
+      const bool whole = logits.aligned && tokens_.whole(first + kInFlight - 1);
+      with_form(logits, whole, [&](auto guided, auto whole) {
+#pragma unroll
+        for (int c = first; c < first + kInFlight; ++c) {
+          read_chunk<guided, whole>(logits, tokens_[c], values_[c], largest_);
+        }
+      });
+    }
   }
 
   __device__ const Largest& largest() const { return largest_; }
@@ -171,6 +174,9 @@ class RowInRegisters {
   }
 
  private:
+  // Chunks that are loaded at once: of a row of 32 warps no more have registers to arrive in.
+  static constexpr int kInFlight = kWarps == 32 ? 4 : kChunks;
+
   LaneTokens<T, kWarps> tokens_;
   Largest largest_;
   float values_[kChunks][kSize];
