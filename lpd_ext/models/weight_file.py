@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,17 +127,24 @@ def _unpickle_weights(path: Path) -> tuple[Any, bool]:
     """Return the content of a file of torch.save, and whether it lies in a map of the file."""
     try:
         # A map reads the model alone, not the optimizer's state beside it.
-        return torch.load(str(path), map_location="cpu", weights_only=True, mmap=True), True
-    except Exception:  # the format before torch 1.6 and compressed archives cannot be mapped
-        pass
-    try:
-        with path.open("rb") as file:
-            return torch.load(file, map_location="cpu", weights_only=True), False
+        mapped = _can_be_mapped(path)
+        return torch.load(str(path), map_location="cpu", weights_only=True, mmap=mapped), mapped
     except Exception as error:  # foreign bytes make the unpickler fail in any way there is
         raise ValueError(
             f"checkpoint {path}: truncated, or no checkpoint of weights alone "
             f"({type(error).__name__})"
         ) from error
+
+
+def _can_be_mapped(path: Path) -> bool:
+    """Tell the archives of torch >= 1.6 from older files, and from archives that are compressed.
+
+    From those a map would show the compressed bytes.
+    """
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return all(member.compress_type == zipfile.ZIP_STORED for member in archive.infolist())
 
 
 def _is_plain(tensor: Tensor) -> bool:

@@ -1,0 +1,172 @@
+"""Loading weights: in memory of their own, once, and none of what stands beside them."""
+
+import os
+import subprocess
+import sys
+import zipfile
+
+import pytest
+import torch
+from tiny_checkpoints import CONFIG, tiny_checkpoints
+
+import lpd_ext.models.weight_file
+from lpd_ext.models.checkpoint import load_lpd, read_state_dict, save_weights
+from lpd_ext.models.weight_file import read_weight_file
+
+
+@pytest.fixture
+def files(tmp_path):
+    return tiny_checkpoints(tmp_path)
+
+
+def save(model, path, kind):
+    """Write the weights of a model in one of the forms a file may have."""
+    if kind == "safetensors":
+        save_weights(model, path)
+        return
+    torch.save({"model": model.state_dict()}, path, _use_new_zipfile_serialization=kind != "legacy")
+    if kind == "compressed":
+        with zipfile.ZipFile(path) as archive:
+            members = {name: archive.read(name) for name in archive.namelist()}
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, content in members.items():
+                archive.writestr(name, content)
+
+
+KINDS = pytest.mark.parametrize("kind", ["zip", "legacy", "compressed", "safetensors"])
+
+
+@KINDS
+def test_every_form_gives_the_weights(files, tmp_path, kind):
+    path = tmp_path / ("a.safetensors" if kind == "safetensors" else "a.pth")
+    save(files.model, path, kind)
+    loaded = load_lpd(path, CONFIG)
+    for name, tensor in files.model.state_dict().items():
+        assert loaded.state_dict()[name].equal(tensor), name
+
+
+@KINDS
+def test_the_file_may_be_rewritten_in_place(files, tmp_path, kind):
+    # Saving a trained model over the file it came from: a map would show the new bytes, or die.
+    path = tmp_path / ("a.safetensors" if kind == "safetensors" else "a.pth")
+    save(files.model, path, kind)
+    loaded, state = load_lpd(path, CONFIG), read_state_dict(path)
+    with path.open("r+b") as file:
+        file.write(bytes(path.stat().st_size))
+    for name, tensor in files.model.state_dict().items():
+        assert loaded.state_dict()[name].equal(tensor), name
+        assert state[name].equal(tensor), name
+
+
+@KINDS
+def test_writing_to_the_model_leaves_the_file_alone(files, tmp_path, kind):
+    path = tmp_path / ("a.safetensors" if kind == "safetensors" else "a.pth")
+    save(files.model, path, kind)
+    before = path.read_bytes()
+    with torch.no_grad():
+        for parameter in load_lpd(path, CONFIG).parameters():
+            parameter.add_(1)
+    assert path.read_bytes() == before
+
+
+def test_parameters_are_like_those_of_a_new_model(files):
+    loaded = load_lpd(files.lpd_file, CONFIG)
+    for name, parameter in loaded.named_parameters():
+        assert parameter.requires_grad, name
+        assert (parameter.dtype, parameter.device.type) == (torch.float32, "cpu"), name
+        assert parameter.is_contiguous(), name
+        assert parameter.untyped_storage().nbytes() == parameter.nbytes, name
+    loaded.train()
+    assert loaded.training
+
+
+def test_tied_and_transposed_weights_come_apart(files, tmp_path):
+    # Two names of one memory: training one would change the other.
+    state = files.model.state_dict()
+    state["head.weight"] = state["token_emb.weight"]
+    state["blocks.0.attn.proj.weight"] = state["blocks.0.attn.proj.weight"].T
+    torch.save(state, tmp_path / "tied.pth")
+    loaded = load_lpd(tmp_path / "tied.pth", CONFIG)
+    assert loaded.head.weight.equal(loaded.token_emb.weight)
+    assert loaded.head.weight.data_ptr() != loaded.token_emb.weight.data_ptr()
+    assert loaded.blocks[0].attn.proj.weight.equal(state["blocks.0.attn.proj.weight"])
+    assert loaded.blocks[0].attn.proj.weight.is_contiguous()
+
+
+def test_loading_draws_no_random_numbers(files):
+    before = torch.get_rng_state()
+    load_lpd(files.lpd_file, CONFIG)
+    assert torch.get_rng_state().equal(before)
+
+
+def test_a_file_is_read_once(files, monkeypatch):
+    calls, load = [], torch.load
+    monkeypatch.setattr(
+        lpd_ext.models.weight_file.torch,
+        "load",
+        lambda *args, **options: calls.append(options) or load(*args, **options),
+    )
+    load_lpd(files.lpd_file, CONFIG)
+    assert [(call["weights_only"], call["mmap"]) for call in calls] == [(True, True)]
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [torch.eye(3).to_sparse(), torch.empty(3, device="meta")],
+    ids=["sparse", "without memory"],
+)
+def test_tensors_that_are_no_weights(tmp_path, tensor):
+    torch.save({"weight": tensor}, tmp_path / "a.pth")
+    with pytest.raises(ValueError, match="expected tensors by name"):
+        read_weight_file(tmp_path / "a.pth")
+
+
+def test_an_empty_tensor(tmp_path):
+    torch.save({"weight": torch.empty(0, 3), "number": torch.tensor(2.0)}, tmp_path / "a.pth")
+    state = read_state_dict(tmp_path / "a.pth")
+    assert state["weight"].shape == (0, 3)
+    assert state["number"].item() == 2
+
+
+LOAD = """
+import sys
+from lpd_ext.models.checkpoint import load_lpd
+from lpd_ext.models.config import LPDConfig
+
+def peak():
+    lines = dict(line.split(":") for line in open("/proc/self/status"))
+    return int(lines["VmHWM"].split()[0]) * 1024
+
+config = LPDConfig(dim=512, depth=8, num_heads=8)
+small = LPDConfig(grid=(2, 2), dim=32, depth=1, num_heads=1, vocab_size=4, num_classes=1)
+load_lpd(sys.argv[1], small)  # what the first call imports is not what is measured
+before = peak()
+model = load_lpd(sys.argv[2], config)
+print(sum(p.nbytes for p in model.parameters()), peak() - before)
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="reads Linux's accounting")
+@pytest.mark.parametrize("kind", ["pth", "safetensors"])
+def test_loading_takes_little_more_memory_than_the_weights(tmp_path, kind):
+    # In a process of its own; a second copy of the weights, or reading the optimizer's state that
+    # stands beside them, would take twice their size and more.
+    small = lpd_ext.LPDConfig(
+        grid=(2, 2), dim=32, depth=1, num_heads=1, vocab_size=4, num_classes=1
+    )
+    large = lpd_ext.LPDConfig(dim=512, depth=8, num_heads=8)
+    paths = [tmp_path / f"small.{kind}", tmp_path / f"large.{kind}"]
+    for path, config in zip(paths, (small, large), strict=True):
+        model = lpd_ext.LPD(config)
+        if kind == "safetensors":
+            save_weights(model, path)
+        else:
+            state = model.state_dict()
+            momentum = {name: tensor.clone() for name, tensor in state.items()}
+            torch.save({"model": state, "optimizer": momentum}, path)
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD, *paths], capture_output=True, text=True, check=True
+    )
+    nbytes, growth = map(int, done.stdout.split())
+    assert nbytes > 150e6
+    assert growth < 1.5 * nbytes
