@@ -161,7 +161,7 @@ def _positive(text: str) -> int:
 
 
 def _generate(args: argparse.Namespace) -> int:
-    _check_outputs(args)
+    _check_files(args)
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     try:
@@ -230,8 +230,8 @@ def _class_labels(pipeline: LPDPipeline, words: Sequence[str]) -> list[int]:
     return labels
 
 
-def _check_outputs(args: argparse.Namespace) -> None:
-    """Find out before the work whether its results can be written."""
+def _check_files(args: argparse.Namespace) -> None:
+    """Find out before the work whether its results can be written, and its orders read."""
     if args.output is None:
         args.output = Path(_FOLDER if args.separate else _PICTURE)
     if args.separate:
@@ -244,6 +244,8 @@ def _check_outputs(args: argparse.Namespace) -> None:
         _check_file("--gif", args.gif, (".gif",))
     if args.tokens is not None:
         _check_file("--tokens", args.tokens, (".npy", ".npz"))
+    if args.order_file is not None and not args.order_file.is_file():
+        raise _UsageError(f"--order-file {args.order_file}: no such file")
 
 
 def _check_file(option: str, path: Path, suffixes: tuple[str, ...]) -> None:
