@@ -56,10 +56,12 @@ def load(
     try:
         path = hub.weights_at(name_or_path)
     except FileNotFoundError as error:
+        if hub.is_name(name_or_path):
+            raise
         raise FileNotFoundError(
             f"{_OWNER}: argument `name_or_path`: expected one of {packaged}, a folder that holds "
             f"{LPD_FILE}, {VQ_FILE} and {DESCRIPTION_FILE}, a file of weights or a name on the "
-            f"hub, got {str(name_or_path)!r} ({error})"
+            f"hub (owner/repository), got {str(name_or_path)!r}"
         ) from error
     if vq is None:
         if path == Path(name_or_path):

@@ -166,9 +166,11 @@ class TestFiles:
     @pytest.mark.parametrize(
         "name", ["missing.pth", "models/missing.safetensors", "../x/y", "a b/c"]
     )
-    def test_a_path_that_is_none(self, hub, name):
-        with pytest.raises(FileNotFoundError, match=r"no such file, and no name on the hub"):
+    def test_a_path_that_is_none(self, hub, files, name):
+        with pytest.raises(FileNotFoundError, match=rf"`name_or_path`: .*, got '{name}'$"):
             LPDPipeline.from_pretrained(name)
+        with pytest.raises(FileNotFoundError, match=rf"{name}: no such file, and no name on the h"):
+            LPDPipeline.from_pretrained(files.lpd_file, vq=name)
         assert hub.asked == []
 
     def test_another_kind_of_file(self, tmp_path):
@@ -216,6 +218,7 @@ class TestHub:
         with pytest.raises(FileNotFoundError) as failure:
             LPDPipeline.from_pretrained("a-lab/lpd_tiny")
         message = str(failure.value)
+        assert message.startswith("checkpoint ")
         assert "cache of the hub" in message
         assert "ConnectionError: cannot reach the hub" in message
         assert f"`hf download {download}`, or unset HF_HUB_OFFLINE" in message

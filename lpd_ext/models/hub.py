@@ -44,8 +44,8 @@ def weights_at(name_or_path: str | Path) -> Path:
         if path.suffix not in WEIGHT_SUFFIXES:
             raise ValueError(f"checkpoint {path}: expected a file that ends in {_endings()}")
         return path
-    match = _NAME.fullmatch(name)
-    if match is None or (match["file"] is None and path.suffix in WEIGHT_SUFFIXES):
+    named = _parsed(name)
+    if named is None:
         raise FileNotFoundError(
             f"checkpoint {name}: no such file, and no name on the hub (owner/repository)"
         )
@@ -55,7 +55,19 @@ def weights_at(name_or_path: str | Path) -> Path:
         raise ImportError(
             f"checkpoint {name}: no such file; to look on the hub: pip install 'lpd_ext[hub]'"
         ) from error
-    return _from_hub(hub, match["repo"], match["file"])
+    return _from_hub(hub, *named)
+
+
+def is_name(name_or_path: str | Path) -> bool:
+    """Tell names on the hub from paths: ``owner/weights.pth`` is a path."""
+    return _parsed(str(name_or_path)) is not None
+
+
+def _parsed(name: str) -> tuple[str, str | None] | None:
+    match = _NAME.fullmatch(name)
+    if match is None or (match["file"] is None and name.endswith(WEIGHT_SUFFIXES)):
+        return None
+    return match["repo"], match["file"]
 
 
 def _from_hub(hub: Any, repo: str, file: str | None) -> Path:
