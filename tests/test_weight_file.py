@@ -1,5 +1,6 @@
 """Loading weights: in memory of their own, once, and none of what stands beside them."""
 
+import argparse
 import os
 import subprocess
 import sys
@@ -110,6 +111,29 @@ def test_a_file_is_read_once(files, monkeypatch):
     )
     load_lpd(files.lpd_file, CONFIG)
     assert [(call["weights_only"], call["mmap"]) for call in calls] == [(True, True)]
+
+
+def test_what_the_published_training_saves_beside_the_model(files, tmp_path):
+    # Its command line is an argparse.Namespace.
+    content = {"model": files.model.state_dict(), "optimizer": {"state": {0: torch.zeros(3)}}}
+    content |= {"epoch": 3, "scaler": {}, "args": argparse.Namespace(cfg=4.8, order="lpd")}
+    torch.save(content, tmp_path / "checkpoint-last.pth")
+    loaded = load_lpd(tmp_path / "checkpoint-last.pth", CONFIG)
+    assert loaded.head.weight.equal(files.model.head.weight)
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+def test_a_refused_pickle_says_what_it_asks_for(tmp_path, legacy):
+    class Hostile:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "it-ran"),)
+
+    path = tmp_path / "a.pth"
+    content = {"args": argparse.Namespace(a=Hostile())}
+    torch.save(content, path, _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(ValueError, match=r"a.pth: .*UnpicklingError, it asks for \w+\.mkdir\)$"):
+        read_weight_file(path)
+    assert not (tmp_path / "it-ran").exists()
 
 
 @pytest.mark.parametrize(

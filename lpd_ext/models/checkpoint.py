@@ -31,25 +31,22 @@ _NAMES_SHOWN = 6
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """Read the tensors of a checkpoint; nothing in the file is executed.
+    """Read the tensors of a checkpoint into memory; nothing in the file is executed.
 
     Parameters
     ----------
     path : str or Path
-        A ``.safetensors`` file, or a file of `torch.save` whose tensors stand at the top or, as
-        in the published checkpoints, under ``"model"``.
+        As `read_weight_file` takes it: safetensors, or a file of `torch.save`.
 
     Returns
     -------
     dict[str, Tensor]
-        On the CPU.
+        On the CPU, each in memory of its own.
 
     Raises
     ------
-    FileNotFoundError
-        If there is no such file.
-    ValueError
-        If the file is truncated or holds something else.
+    FileNotFoundError, ValueError
+        As `read_weight_file`: there is no such file, or it is truncated or holds something else.
     """
     file = read_weight_file(path)
     return {name: file.take(tensor, tensor.dtype) for name, tensor in file.tensors.items()}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import ctypes
 import mmap
+import re
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -126,13 +128,17 @@ def write_safetensors(
 def _unpickle_weights(path: Path) -> tuple[Any, bool]:
     """Return the content of a file of torch.save, and whether it lies in a map of the file."""
     try:
-        # A map reads the model alone, not the optimizer's state beside it.
+        # A map reads the model alone, not the optimizer's state beside it. The published training
+        # also saves its command line, in a class that holds values and does nothing.
         mapped = _can_be_mapped(path)
-        return torch.load(str(path), map_location="cpu", weights_only=True, mmap=mapped), mapped
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(str(path), map_location="cpu", weights_only=True, mmap=mapped), mapped
     except Exception as error:  # foreign bytes make the unpickler fail in any way there is
+        asked = re.search(r"GLOBAL (\S+)", str(error))
+        reason = f", it asks for {asked[1]}" if asked else ""
         raise ValueError(
             f"checkpoint {path}: truncated, or no checkpoint of weights alone "
-            f"({type(error).__name__})"
+            f"({type(error).__name__}{reason})"
         ) from error
 
 
