@@ -345,8 +345,9 @@ class LPDPipeline:
                 progress(batch * num_steps + step, num_batches * num_steps, so_far[:real])
 
             codes, step_of = self._decode(
-                rows, labels, seeds, settings, orders, kernels, progress and report
-            )
+                rows, labels, seeds, settings, orders, kernels,
+                None if progress is None else report,
+            )  # fmt: skip
             pixels = self.vq.decode(codes, self.model.config.grid)
             images += to_images(pixels[:real])
             tokens.append(codes[:real].cpu())
