@@ -1,4 +1,4 @@
-"""The command ``lpd-ext``: pictures from class labels, and what runs on this machine."""
+"""The command ``lpd-ext``: pictures from class labels, checkpoints, what runs on this machine."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ from torch import Tensor
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from lpd_ext import cpu_variant
+from lpd_ext.convert import convert
 from lpd_ext.decode_request import CFG_SCHEDULES
 from lpd_ext.files import write_together
 from lpd_ext.info import info, versions
-from lpd_ext.orders import ORDERS
+from lpd_ext.orders import ORDERS, read_orders
 from lpd_ext.pipeline import LPDOutput, LPDPipeline
 from lpd_ext.render import enlarge, gif_bytes, grid_image, png_bytes, reveal
 
@@ -58,14 +59,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         Exit code: 0, 2 for a command line that cannot be followed, 1 for any other failure. Errors
         are one line on stderr.
     """
+    commands = {"generate": _generate, "convert": _convert, "info": _info}
     try:
         args = _parser().parse_args(argv)
-        return _info(args) if args.command == "info" else _generate(args)
+        return commands[args.command](args)
     except _UsageError as error:
         return _complain(error, _BAD_USAGE)
     except KeyboardInterrupt:
         return _complain("interrupted", _INTERRUPTED)
-    except (OSError, RuntimeError, ValueError, TypeError, MemoryError) as error:
+    except (OSError, RuntimeError, ValueError, TypeError, MemoryError, ImportError) as error:
         return _complain(error, _FAILED)
 
 
@@ -86,7 +88,12 @@ def _parser() -> _Parser:
         description="Generate images. Options left out take the model's recommended settings.",
     )
     add = p.add_argument_group("what").add_argument
-    add("--model", default="fashion-mnist", help="a packaged model or a folder [%(default)s]")
+    add(
+        "--model",
+        default="fashion-mnist",
+        help="a packaged model, a folder, a checkpoint, a name on the hub [%(default)s]",
+    )
+    add("--vq", metavar="FILE", help="the tokenizer of a checkpoint, also by its name on the hub")
     add(
         "--classes",
         nargs="+",
@@ -99,7 +106,11 @@ def _parser() -> _Parser:
 
     add = p.add_argument_group("how").add_argument
     add("--steps", type=int, help="forward passes an image")
-    add("--order", choices=tuple(ORDERS), help="which positions are decoded when")
+    order = p.add_mutually_exclusive_group()
+    order.add_argument("--order", choices=tuple(ORDERS), help="which positions are decoded when")
+    order.add_argument(
+        "--order-file", type=Path, metavar="FILE", help="a JSON list of orders, one an image"
+    )
     add("--cfg", type=float, metavar="SCALE", help="classifier-free guidance, 1 = off")
     add("--cfg-schedule", choices=CFG_SCHEDULES)
     add("--temperature", type=float, help="0 = always the most likely token")
@@ -125,6 +136,18 @@ def _parser() -> _Parser:
     add("--gif", type=Path, metavar="PATH", help="also animate the steps")
     add("--tokens", type=Path, metavar="PATH", help="also save the token ids, .npy or .npz")
 
+    p = commands.add_parser(
+        "convert",
+        help="a checkpoint to safetensors with its configuration",
+        description="Convert a .pth, .pt or .safetensors file; every tensor is compared.",
+    )
+    p.add_argument("source", metavar="SOURCE", help="a checkpoint, or its name on the hub")
+    p.add_argument(
+        "destination", type=Path, metavar="DESTINATION", help="a .safetensors; a folder with --vq"
+    )
+    p.add_argument("--vq", metavar="FILE", help="the tokenizer, to make a folder for generate")
+    p.add_argument("--dtype", choices=tuple(_DTYPES), help="of the weights [as they are]")
+
     p = commands.add_parser("info", help="versions, build, devices and the state of the kernels")
     p.add_argument("--json", action="store_true", help="as JSON")
     return parser
@@ -138,11 +161,11 @@ def _positive(text: str) -> int:
 
 
 def _generate(args: argparse.Namespace) -> int:
-    _check_outputs(args)
+    _check_files(args)
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     try:
-        pipeline = LPDPipeline.from_pretrained(args.model)
+        pipeline = LPDPipeline.from_pretrained(args.model, vq=args.vq)
     except FileNotFoundError as error:
         raise _UsageError(error) from error
     start = time.perf_counter()
@@ -171,6 +194,9 @@ def _generate(args: argparse.Namespace) -> int:
 def _run(pipeline: LPDPipeline, args: argparse.Namespace) -> LPDOutput:
     pipeline.to(args.device, _DTYPES[args.dtype])
     labels = _class_labels(pipeline, args.classes) * args.per_class
+    order = args.order
+    if args.order_file is not None:
+        order = read_orders(args.order_file, pipeline.model.config.grid, len(labels))
     with tqdm(desc="decode", unit="step", disable=None) as bar:  # silent where stderr is no tty
 
         def advance(done: int, total: int, tokens: Tensor) -> None:
@@ -180,7 +206,7 @@ def _run(pipeline: LPDPipeline, args: argparse.Namespace) -> LPDOutput:
         return pipeline(
             labels,
             num_steps=args.steps,
-            order=args.order,
+            order=order,
             seed=args.seed,
             cfg_scale=args.cfg,
             cfg_schedule=args.cfg_schedule,
@@ -204,8 +230,8 @@ def _class_labels(pipeline: LPDPipeline, words: Sequence[str]) -> list[int]:
     return labels
 
 
-def _check_outputs(args: argparse.Namespace) -> None:
-    """Find out before the work whether its results can be written."""
+def _check_files(args: argparse.Namespace) -> None:
+    """Find out before the work whether its results can be written, and its orders read."""
     if args.output is None:
         args.output = Path(_FOLDER if args.separate else _PICTURE)
     if args.separate:
@@ -218,6 +244,8 @@ def _check_outputs(args: argparse.Namespace) -> None:
         _check_file("--gif", args.gif, (".gif",))
     if args.tokens is not None:
         _check_file("--tokens", args.tokens, (".npy", ".npz"))
+    if args.order_file is not None and not args.order_file.is_file():
+        raise _UsageError(f"--order-file {args.order_file}: no such file")
 
 
 def _check_file(option: str, path: Path, suffixes: tuple[str, ...]) -> None:
@@ -248,6 +276,8 @@ def _encode(
     ]
     common = {
         "model": args.model,
+        **({} if args.vq is None else {"vq": args.vq}),
+        **({} if args.order_file is None else {"order_file": str(args.order_file)}),
         "settings": dataclasses.asdict(output.settings),
         "device": args.device,
         "dtype": args.dtype,
@@ -289,6 +319,19 @@ def _token_bytes(output: LPDOutput, suffix: str) -> bytes:
         labels, seeds = np.array(output.class_labels), np.array(output.seeds)
         np.savez_compressed(buffer, tokens=tokens, class_labels=labels, seeds=seeds)
     return buffer.getvalue()
+
+
+def _convert(args: argparse.Namespace) -> int:
+    dtype = None if args.dtype is None else _DTYPES[args.dtype]
+    try:
+        done = convert(args.source, args.destination, vq=args.vq, dtype=dtype)
+    except FileNotFoundError as error:
+        raise _UsageError(error) from error
+    for conversion in done:
+        print(f"sha256 {conversion.source_sha256} {conversion.source}")
+    tensors = sum(len(conversion.weights) for conversion in done)
+    print(f"wrote {args.destination} (tensors, each compared with its source: {tensors})")
+    return 0
 
 
 def _info(args: argparse.Namespace) -> int:

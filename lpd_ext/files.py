@@ -5,19 +5,23 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import TypeAlias
+
+Content: TypeAlias = bytes | Callable[[Path], None]
+"""A whole file: its bytes, or a function that writes them to the path it is given."""
 
 
-def write_atomically(path: str | Path, content: bytes) -> None:
+def write_atomically(path: str | Path, content: Content) -> None:
     """Write a file in one step: readers and crashes see the old file or the new one.
 
     Parameters
     ----------
     path : str or Path
         Its folder must exist.
-    content : bytes
+    content : Content
         The whole file.
 
     Raises
@@ -28,13 +32,13 @@ def write_atomically(path: str | Path, content: bytes) -> None:
     write_together({Path(path): content})
 
 
-def write_together(contents: Mapping[Path, bytes]) -> None:
+def write_together(contents: Mapping[Path, Content]) -> None:
     """Write several files, all of them or none; each appears in one step.
 
     Parameters
     ----------
-    contents : Mapping[Path, bytes]
-        The whole files; their folders must exist.
+    contents : Mapping[Path, Content]
+        The whole files; their folders must exist. What a function raises is passed on.
 
     Raises
     ------
@@ -45,24 +49,29 @@ def write_together(contents: Mapping[Path, bytes]) -> None:
     try:
         for path, content in contents.items():
             handle, partials[path] = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-            with os.fdopen(handle, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(handle)  # else a crash may keep the new name but not the content
+            os.close(handle)
+            partial = Path(partials[path])
+            # A function may put another file there: it is opened anew, not kept open.
+            if isinstance(content, bytes):
+                partial.write_bytes(content)
+            else:
+                content(partial)
+            with partial.open("rb") as file:
+                os.fsync(file)  # else a crash may keep the new name but not the content
             umask = os.umask(0)
             os.umask(umask)
-            os.chmod(partials[path], 0o666 & ~umask)  # mkstemp's 0600 would surprise others
-        for path, partial in partials.items():
+            os.chmod(partial, 0o666 & ~umask)  # mkstemp's 0600 would surprise others
+        for path, written in partials.items():
             if os.path.lexists(path):
-                _keep(path, _aside(partial))
-            os.replace(partial, path)
+                _keep(path, _aside(written))
+            os.replace(written, path)
     except BaseException:
-        for path, partial in partials.items():
+        for path, written in partials.items():
             with suppress(OSError):  # the first error is the one to report
-                _undo(path, partial)
+                _undo(path, written)
         raise
-    for partial in partials.values():
-        _aside(partial).unlink(missing_ok=True)
+    for written in partials.values():
+        _aside(written).unlink(missing_ok=True)
 
 
 def _aside(partial: str) -> Path:

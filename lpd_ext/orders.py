@@ -1,13 +1,17 @@
-"""Orders other than the locality-aware one, for comparison, and the table of them all."""
+"""Orders other than the locality-aware one, for comparison; the table of all; files of orders."""
 
-from collections.abc import Callable, Sequence
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
+from itertools import islice
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from lpd_ext import philox
-from lpd_ext.checks import check_order_arguments
+from lpd_ext.checks import check_order_arguments, check_permutations, check_tensor, fail
 from lpd_ext.ops.group_order import group_order
 
 
@@ -167,6 +171,94 @@ def _scaled_inverse(index: int, base: int, size: int) -> int:
         numerator = numerator * base + digit
         denominator *= base
     return numerator * size // denominator
+
+
+def read_orders(path: str | Path, grid: tuple[int, int], count: int | None = None) -> Tensor:
+    """Read a file of orders as the published generator writes it: a JSON list of orders.
+
+    Parameters
+    ----------
+    path : str or Path
+        Each order is a list of all raster positions in the sequence they are decoded in.
+    grid : tuple of int
+        Height and width that the orders are for.
+    count : int, optional
+        Read the first orders only; what comes behind them is not looked at. The published files
+        hold 60000.
+
+    Returns
+    -------
+    Tensor
+        ``[count, height * width]``, int64.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no such file.
+    ValueError
+        The file is damaged, an entry is no permutation of the positions, or there are fewer orders;
+        the message names file and entry.
+
+    Notes
+    -----
+    Source: ``orders/run_lpd_order.py`` of mit-han-lab/lpd@f447b83.
+    """
+    path, seq_len = Path(path), grid[0] * grid[1]
+    if not path.is_file():
+        raise FileNotFoundError(f"orders {path}: no such file")
+    try:
+        entries = list(islice(_orders(path.read_text("utf-8"), seq_len), count))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"orders {path}: expected a JSON list of permutations of the {seq_len} positions of a "
+            f"{grid[0]}x{grid[1]} grid, got {error}"
+        ) from error
+    least = 1 if count is None else count
+    if len(entries) < least:
+        raise ValueError(f"orders {path}: expected at least {least} orders, got {len(entries)}")
+    return torch.stack(entries)
+
+
+def checked_orders(op: str, orders: Tensor | None, count: int, seq_len: int) -> Tensor:
+    """Return the first `count` of given orders; ValueError or TypeError where they are none."""
+    names = "[images or more, seq_len]"
+    if orders is None:
+        fail(TypeError, op, "order", f"a tensor {names}", "none")
+    check_tensor(op, "order", orders, (torch.int64,), names, 2)
+    if orders.shape[0] < count or orders.shape[1] != seq_len:
+        got = list(orders.shape)
+        fail(ValueError, op, "order", f"{names}, here [{count} or more, {seq_len}]", got)
+    orders = orders[:count].cpu()
+    check_permutations(op, "order", orders)
+    return orders
+
+
+def _orders(text: str, seq_len: int) -> Iterator[Tensor]:
+    """Yield the entries of a JSON list one by one: all at once would take gigabytes."""
+    index, opening = 0, "["
+    sign, at = _sign(text, 0)
+    while sign == opening:
+        order, at = json.JSONDecoder().raw_decode(text, at)
+        if not isinstance(order, list) or not all(type(position) is int for position in order):
+            raise ValueError(f"entry {index}: {str(order)[:60]}")
+        if sorted(order) != list(range(seq_len)):
+            least, most = min(order, default=None), max(order, default=None)
+            raise ValueError(
+                f"entry {index}: {len(order)} positions, {len(set(order))} different ones, "
+                f"{least} to {most}"
+            )
+        yield torch.tensor(order)
+        index, opening = index + 1, ","
+        sign, at = _sign(text, at)
+    if sign != "]" or at != len(text):
+        raise ValueError(f"no end behind {index} entries (truncated?)")
+
+
+def _sign(text: str, at: int) -> tuple[str, int]:
+    """Return the bracket or comma after white space, "" where there is none, and what is next."""
+    match = re.compile(r"\s*([\[,\]]?)\s*").match(text, at)
+    assert match is not None  # it matches nothing, too
+    return match[1], match.end()
 
 
 def _known_first(order: Tensor, known: Tensor | None) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,16 +18,19 @@ from lpd_ext.class_names import ClassLabel, ClassNames
 from lpd_ext.decode import InvalidLogitsError, Progress, decode
 from lpd_ext.files import write_atomically
 from lpd_ext.kernels import OPS, Kernels, kernels_for
-from lpd_ext.models.checkpoint import load_lpd, load_vq, save_weights
+from lpd_ext.models.checkpoint import save_weights
+from lpd_ext.models.config import LPDConfig, VQConfig
 from lpd_ext.models.lpd import LPD
 from lpd_ext.models.vq import VQModel
 from lpd_ext.ops.group_order import MOST_CELLS
-from lpd_ext.orders import ORDERS
+from lpd_ext.orders import ORDERS, checked_orders
 from lpd_ext.plan import DecodePlan, can_plan
 from lpd_ext.plan_cache import PlanCache
+from lpd_ext.pretrained import DESCRIPTION_FILE, LPD_FILE, VQ_FILE, description, load
 from lpd_ext.render import to_images
 from lpd_ext.schedule import group_sizes
 from lpd_ext.settings import (
+    GIVEN_ORDER,
     PER_IMAGE,
     GenerationSettings,
     PerImage,
@@ -39,8 +41,6 @@ from lpd_ext.settings import (
 )
 from lpd_ext.verdicts import trusted
 
-_PACKAGED = Path(__file__).parent / "weights"
-_FILES = ("lpd.safetensors", "vq.safetensors", "pipeline.json")
 _DEFAULT_BATCH_SIZE = 64
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _OWNER = "LPDPipeline"
@@ -133,46 +133,50 @@ class LPDPipeline:
             fail(ValueError, _OWNER, "defaults", "numbers", self.defaults)
 
     @classmethod
-    def from_pretrained(cls, name_or_folder: str | Path) -> LPDPipeline:
-        """Load a model that comes with this package, or one from a folder; never from the network.
+    def from_pretrained(
+        cls,
+        name_or_path: str | Path,
+        *,
+        vq: str | Path | None = None,
+        config: LPDConfig | None = None,
+        vq_config: VQConfig | None = None,
+    ) -> LPDPipeline:
+        """Load a model that comes with this package, from a folder, from files or from the hub.
 
         Parameters
         ----------
-        name_or_folder : str or Path
-            ``"fashion-mnist"``, or a folder that holds ``lpd.safetensors``, ``vq.safetensors`` and
-            ``pipeline.json`` as `save_pretrained` writes them.
+        name_or_path : str or Path
+            ``"fashion-mnist"``; a folder as `save_pretrained` writes it; the ``.pth``, ``.pt`` or
+            ``.safetensors`` file of a transformer; or its name on the Hugging Face hub, such as
+            ``"mit-han-lab/lpd_l_256"`` (extra ``hub``; only then is there a network access, and
+            none with ``HF_HUB_OFFLINE=1``).
+        vq : str or Path, optional
+            File or name of the tokenizer. For a name on the hub it is by default the published one,
+            ``"FoundationVision/LlamaGen/vq_ds16_c2i.pt"``.
+        config : LPDConfig, optional
+            Where the transformer's weights do not say it, or for another grid:
+            ``LPDConfig.named("lpd-l-512")`` makes a 512 px model of a 256 px checkpoint, whose
+            position embedding is resized.
+        vq_config : VQConfig, optional
+            Where the tokenizer's weights do not say it.
 
         Returns
         -------
         LPDPipeline
-            float32, on the CPU.
+            float32, on the CPU. Transformers of a published shape have the settings they were
+            published with as defaults (``scripts/eval`` of mit-han-lab/lpd@f447b83): 20 steps, or
+            48 for 512 px, and their own guidance; their classes, ImageNet's, have numbers only.
 
         Raises
         ------
         FileNotFoundError
-            There is no such model.
+            There is no such model, here or on the hub, or the tokenizer is not said.
         ValueError
-            A file is damaged or the files do not fit together.
+            A file is damaged or the files do not fit together. Nothing in a file is executed.
+        ImportError
+            A name on the hub is given, and huggingface_hub is not installed.
         """
-        packaged = sorted(path.parent.name for path in _PACKAGED.glob("*/pipeline.json"))
-        folder = _PACKAGED / name_or_folder if name_or_folder in packaged else Path(name_or_folder)
-        missing = [name for name in _FILES if not (folder / name).is_file()]
-        if missing:
-            raise FileNotFoundError(
-                f"{_OWNER}.from_pretrained: argument `name_or_folder`: expected one of "
-                f"{packaged} or a folder that holds {', '.join(_FILES)}, "
-                f"got {str(name_or_folder)!r} without {', '.join(missing)}"
-            )
-        model, vq = load_lpd(folder / "lpd.safetensors"), load_vq(folder / "vq.safetensors")
-        try:
-            described = json.loads((folder / "pipeline.json").read_text("utf-8"))
-            defaults = GenerationSettings(**described["defaults"])
-            return cls(model, vq, described["class_names"], defaults)
-        except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(
-                f"{folder}: pipeline.json is damaged or does not fit the weights beside it "
-                f"({type(error).__name__}: {error})"
-            ) from error
+        return load(cls, name_or_path, vq, config, vq_config)
 
     def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype = torch.float32) -> None:
         """Write the files that `from_pretrained` reads.
@@ -191,14 +195,9 @@ class LPDPipeline:
         """
         folder = Path(folder)
         folder.mkdir(exist_ok=True)
-        save_weights(self.model, folder / "lpd.safetensors", dtype)
-        save_weights(self.vq, folder / "vq.safetensors", dtype)
-        described = {
-            "class_names": self.classes.names,
-            "defaults": dataclasses.asdict(self.defaults),
-        }
-        content = json.dumps(described, indent=2, ensure_ascii=False) + "\n"
-        write_atomically(folder / "pipeline.json", content.encode())
+        save_weights(self.model, folder / LPD_FILE, dtype)
+        save_weights(self.vq, folder / VQ_FILE, dtype)
+        write_atomically(folder / DESCRIPTION_FILE, description(self.classes.names, self.defaults))
 
     def to(
         self, device: str | torch.device | None = None, dtype: torch.dtype | None = None
@@ -249,7 +248,7 @@ class LPDPipeline:
         class_labels: Sequence[ClassLabel] | Tensor,
         *,
         num_steps: int | None = None,
-        order: str | None = None,
+        order: str | Tensor | None = None,
         seed: int | Sequence[int] = 0,
         cfg_scale: PerImage | None = None,
         cfg_schedule: str | None = None,
@@ -269,7 +268,9 @@ class LPDPipeline:
             Numbers or names; -1, None or "unconditional" ask for no class.
         num_steps, order, cfg_scale, cfg_schedule, temperature, top_k, top_p, repulsion_threshold
             See `GenerationSettings`; None takes the model's default. `cfg_scale`, `temperature`,
-            `top_k` and `top_p` may be sequences with one value an image.
+            `top_k` and `top_p` may be sequences with one value an image. `order` may be a tensor,
+            int64 ``[images or more, seq_len]`` (see `lpd_ext.orders.read_orders`): image i is
+            decoded in the order of row i.
         seed : int or Sequence[int]
             An int gives image i the seed ``seed + i``; a sequence has one an image.
         batch_size : int, optional
@@ -295,9 +296,10 @@ class LPDPipeline:
         MemoryError
             There is not enough memory for a plan; the message names the sizes.
         """
+        orders = order if isinstance(order, Tensor) else None
         given: dict[str, Any] = {
             "num_steps": num_steps,
-            "order": order,
+            "order": order if orders is None else GIVEN_ORDER,
             "repulsion_threshold": repulsion_threshold,
             "cfg_scale": cfg_scale,
             "cfg_schedule": cfg_schedule,
@@ -318,6 +320,8 @@ class LPDPipeline:
         if count == 0:
             fail(ValueError, _OWNER, "class_labels", "at least one image", "none")
         settings.check_images(count)
+        if settings.order == GIVEN_ORDER:
+            orders = checked_orders(_OWNER, orders, count, self.model.config.seq_len)
         seeds = image_seeds(seed, count)
         if batch_size is None:
             batch_size = min(count, _DEFAULT_BATCH_SIZE)
@@ -341,8 +345,9 @@ class LPDPipeline:
                 progress(batch * num_steps + step, num_batches * num_steps, so_far[:real])
 
             codes, step_of = self._decode(
-                rows, labels, seeds, settings, kernels, None if progress is None else report
-            )
+                rows, labels, seeds, settings, orders, kernels,
+                None if progress is None else report,
+            )  # fmt: skip
             pixels = self.vq.decode(codes, self.model.config.grid)
             images += to_images(pixels[:real])
             tokens.append(codes[:real].cpu())
@@ -357,6 +362,7 @@ class LPDPipeline:
         labels: Sequence[int],
         seeds: Sequence[int],
         settings: GenerationSettings,
+        orders: Tensor | None,
         kernels: Kernels,
         progress: Progress | None,
     ) -> tuple[Tensor, Tensor]:
@@ -364,10 +370,13 @@ class LPDPipeline:
         config, device = self.model.config, self.model.device
         sizes = group_sizes(config.seq_len, settings.num_steps)
         batch_seeds = torch.tensor(seeds)[rows].to(_device_of_orders(device, config.seq_len))
-        options = {}
-        if settings.order == "locality":
-            options["repulsion_threshold"] = settings.repulsion_threshold
-        order = ORDERS[settings.order](batch_seeds, config.grid, sizes, **options)
+        if orders is not None:
+            order = orders[rows]
+        else:
+            options = {}
+            if settings.order == "locality":
+                options["repulsion_threshold"] = settings.repulsion_threshold
+            order = ORDERS[settings.order](batch_seeds, config.grid, sizes, **options)
         numbers = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes)).to(order.device)
         steps = torch.empty_like(order).scatter_(1, order, numbers.expand_as(order))
 

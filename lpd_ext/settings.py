@@ -22,6 +22,9 @@ PerImage: TypeAlias = float | Sequence[float] | Tensor
 PER_IMAGE = {name: dtype for name, (dtype, *_) in RANGES.items()}
 """The settings that may differ among the images of a call, and their dtypes."""
 
+GIVEN_ORDER = "given"
+"""The order of a call that was given its orders as a tensor, in the settings it returns."""
+
 _OWNER = "LPDPipeline"
 
 
@@ -34,7 +37,7 @@ class GenerationSettings:
     num_steps : int
         Forward passes an image, 1 to the model's seq_len.
     order : str
-        A name in `lpd_ext.orders.ORDERS`.
+        A name in `lpd_ext.orders.ORDERS`, or ``"given"`` where a call was given its orders.
     repulsion_threshold : int
         Of the order ``"locality"``; others ignore it.
     cfg_scale : float or tuple[float, ...]
@@ -74,7 +77,7 @@ class GenerationSettings:
             object.__setattr__(self, name, unwrapped(value))
         check_int(_OWNER, "num_steps", self.num_steps, 1)
         check_int(_OWNER, "repulsion_threshold", self.repulsion_threshold, 0)
-        _check_choice("order", self.order, tuple(ORDERS))
+        _check_choice("order", self.order, (*ORDERS, GIVEN_ORDER))
         _check_choice("cfg_schedule", self.cfg_schedule, CFG_SCHEDULES)
         for name in PER_IMAGE:
             value = getattr(self, name)

@@ -66,6 +66,33 @@ def test_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
     assert calls == ["fsync", "replace"]
 
 
+class TestFunctions:
+    """A file too large to hold as bytes is written by a function."""
+
+    @pytest.mark.parametrize("anew", [False, True], ids=["into the file", "another in its place"])
+    def test_writes(self, tmp_path, anew):
+        def write(partial):
+            if anew:
+                partial.unlink()
+            partial.write_bytes(b"written")
+
+        write_together({tmp_path / "a": write, tmp_path / "b": b"bytes"})
+        assert (tmp_path / "a").read_bytes() == b"written"
+        assert (tmp_path / "b").read_bytes() == b"bytes"
+        assert len(list(tmp_path.iterdir())) == 2
+
+    def test_fails(self, tmp_path):
+        def write(partial):
+            partial.write_bytes(b"half")
+            raise ValueError("does not fit")
+
+        (tmp_path / "b").write_bytes(b"old")
+        with pytest.raises(ValueError, match="does not fit"):
+            write_together({tmp_path / "a": b"first", tmp_path / "b": write})
+        assert [path.name for path in tmp_path.iterdir()] == ["b"]
+        assert (tmp_path / "b").read_bytes() == b"old"
+
+
 class TestTogether:
     def fail_at(self, monkeypatch, call, error):
         """Let `os.replace` fail once, at its n-th call."""

@@ -342,7 +342,7 @@ class TestFolders:
         assert loaded.model.head.weight.equal(expected)
 
     def test_unknown_name(self):
-        with pytest.raises(FileNotFoundError, match=r"`name_or_folder`: .*got 'imagenet' without"):
+        with pytest.raises(FileNotFoundError, match=r"`name_or_path`: .*got 'imagenet'$"):
             LPDPipeline.from_pretrained("imagenet")
 
     @pytest.mark.parametrize("name", ["lpd.safetensors", "vq.safetensors", "pipeline.json"])

@@ -4,13 +4,16 @@ import ast
 import importlib
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from test_pretrained import FakeHub
+from tiny_checkpoints import publish, tiny_checkpoints
 
 from lpd_ext import LPD, LPDConfig
-from lpd_ext.cli import main
+from lpd_ext.cli import _parser, main
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -33,6 +36,28 @@ def test_loop_runs(tmp_path, monkeypatch):
     names = {}
     exec(compile(BLOCKS[1], "README.md", "exec"), names)
     assert names["tokens"].shape == (2, 256)
+
+
+def test_published_checkpoints_load(tmp_path, monkeypatch):
+    # With small models under the published names, and a hub that is a folder.
+    publish(monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    files = tiny_checkpoints(tmp_path)
+    served = {
+        "mit-han-lab/lpd_l_256": [files.lpd_file.rename("lpd_l_256.pth")],
+        "FoundationVision/LlamaGen": [files.vq_file.rename("vq_ds16_c2i.pt")],
+    }
+    monkeypatch.setitem(sys.modules, "huggingface_hub", FakeHub(served, {}))
+    names = {}
+    exec(compile(BLOCKS[2].replace("[207, 88]", "[0, 1]"), "README.md", "exec"), names)
+    assert len(names["images"]) == 2
+
+
+def test_published_command_lines_are_complete():
+    commands = re.findall(r"^lpd-ext ([^#\n]+)", README, re.MULTILINE)
+    assert [command.split()[0] for command in commands] == ["generate", "generate", "convert"]
+    for command in commands:
+        _parser().parse_args(shlex.split(command))
 
 
 @pytest.mark.parametrize("block", BLOCKS)

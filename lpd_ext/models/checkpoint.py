@@ -1,76 +1,55 @@
-"""Weights in and out: published ``.pth`` files, safetensors, and a clear word where they misfit."""
+"""Models from files of weights and back, and a clear word where the two misfit."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lpd_ext.files import write_atomically
 from lpd_ext.models.config import LPDConfig, VQConfig
+from lpd_ext.models.config_of_weights import lpd_config_of, vq_config_of
 from lpd_ext.models.lpd import LPD
 from lpd_ext.models.vq import VQModel
+from lpd_ext.models.weight_file import (
+    STORED_DTYPES,
+    WeightFile,
+    read_weight_file,
+    write_safetensors,
+)
 
 Model = TypeVar("Model", LPD, VQModel)
 
 _CONFIG_KEY = "config"
 _NAMES_SHOWN = 6
-_STORED_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """Read the tensors of a checkpoint; nothing in the file is executed.
+    """Read the tensors of a checkpoint into memory; nothing in the file is executed.
 
     Parameters
     ----------
     path : str or Path
-        A ``.safetensors`` file, or a file of `torch.save` whose tensors stand at the top or, as
-        in the published checkpoints, under ``"model"``.
+        As `read_weight_file` takes it: safetensors, or a file of `torch.save`.
 
     Returns
     -------
     dict[str, Tensor]
-        On the CPU.
+        On the CPU, each in memory of its own.
 
     Raises
     ------
-    FileNotFoundError
-        If there is no such file.
-    ValueError
-        If the file is truncated or holds something else.
+    FileNotFoundError, ValueError
+        As `read_weight_file`: there is no such file, or it is truncated or holds something else.
     """
-    path = _existing(path)
-    if path.suffix == ".safetensors":
-        with _open_safetensors(path) as file:
-            names = file.keys()  # a list; the handle itself is no mapping
-            return {name: file.get_tensor(name) for name in names}
-    with path.open("rb") as file:
-        try:
-            content = torch.load(file, map_location="cpu", weights_only=True)
-        except Exception as error:  # foreign bytes make the unpickler fail in any way there is
-            raise ValueError(
-                f"checkpoint {path}: truncated, or no checkpoint of weights alone "
-                f"({type(error).__name__})"
-            ) from error
-    if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
-        content = content["model"]
-    if not isinstance(content, Mapping) or not all(
-        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in content.items()
-    ):
-        raise ValueError(
-            f'checkpoint {path}: expected tensors by name, at the top or under "model", '
-            f"got {type(content).__name__}"
-        )
-    return dict(content)
+    file = read_weight_file(path)
+    return {name: file.take(tensor, tensor.dtype) for name, tensor in file.tensors.items()}
 
 
 def load_weights(model: nn.Module, state: Mapping[str, Tensor], source: str = "state dict") -> None:
@@ -89,6 +68,14 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], source: str = "s
     ------
     ValueError
         If names are missing or unexpected, or a shape differs; the model is left as it was.
+    """
+    model.load_state_dict(fitted(model, state, source))
+
+
+def fitted(model: nn.Module, state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
+    """Return the weights a model takes from a state dict; arguments and errors as `load_weights`.
+
+    The model may be on the meta device.
     """
     state = {k: v for k, v in state.items() if not k.endswith("quantize.codebook_used")}
     if isinstance(model, LPD) and "pos_embed" in state:
@@ -109,7 +96,7 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], source: str = "s
         raise ValueError(
             f"{source}: shapes differ from this {type(model).__name__}: {_shorten(misfits)}"
         )
-    model.load_state_dict(state)
+    return state
 
 
 def resize_pos_embed(pos_embed: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -149,19 +136,25 @@ def load_lpd(path: str | Path, config: LPDConfig | None = None) -> LPD:
     path : str or Path
         As `read_state_dict` takes it.
     config : LPDConfig, optional
-        May be left out for a file written by `save_weights`, which holds it.
+        By default the one that `save_weights` stored in the file, or else what names and shapes of
+        the weights say: all of a published model's. With a larger grid than the file's,
+        ``pos_embed`` is resized.
 
     Returns
     -------
     LPD
-        In evaluation mode, float32, on the CPU.
+        In evaluation mode, float32, on the CPU, in memory of its own: the file may be rewritten.
 
     Raises
     ------
     FileNotFoundError, ValueError
         As `read_state_dict` and `load_weights`; or no configuration is known.
+
+    Notes
+    -----
+    The weights are read once, tensor by tensor: a float32 file takes its size in memory.
     """
-    return _load(LPD, path, config or _stored_config(LPDConfig, path))
+    return _load(LPD, read_weight_file(path), config)
 
 
 def load_vq(path: str | Path, config: VQConfig | None = None) -> VQModel:
@@ -172,19 +165,49 @@ def load_vq(path: str | Path, config: VQConfig | None = None) -> VQModel:
     path : str or Path
         As `read_state_dict` takes it.
     config : VQConfig, optional
-        May be left out for a file written by `save_weights`, which holds it.
+        As for `load_lpd`; weights alone do not say ``norm_groups``, which is then 32.
 
     Returns
     -------
     VQModel
-        In evaluation mode, float32, on the CPU.
+        In evaluation mode, float32, on the CPU, in memory of its own.
 
     Raises
     ------
     FileNotFoundError, ValueError
         As `load_lpd`.
     """
-    return _load(VQModel, path, config or _stored_config(VQConfig, path))
+    return _load(VQModel, read_weight_file(path), config)
+
+
+def metadata_of(config: LPDConfig | VQConfig) -> dict[str, str]:
+    """Return what a safetensors file holds beside the weights, for `config_of`."""
+    return {_CONFIG_KEY: json.dumps(dataclasses.asdict(config))}
+
+
+def config_of(file: WeightFile, kind: type[LPD] | type[VQModel]) -> LPDConfig | VQConfig:
+    """Return the configuration stored in a file, or the one its weights have.
+
+    Raises
+    ------
+    ValueError
+        It is damaged or of another kind of model, or the weights do not say enough.
+    """
+    config_type = LPDConfig if kind is LPD else VQConfig
+    try:
+        if _CONFIG_KEY in file.metadata:
+            return config_type(**json.loads(file.metadata[_CONFIG_KEY]))
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"checkpoint {file.path}: holds no {config_type.__name__}; pass one as `config`"
+        ) from error
+    try:
+        return lpd_config_of(file.shapes) if kind is LPD else vq_config_of(file.shapes)
+    except ValueError as error:
+        raise ValueError(
+            f"checkpoint {file.path}: {error}; where this is one, pass its {config_type.__name__} "
+            "as `config`"
+        ) from error
 
 
 def save_weights(
@@ -208,47 +231,20 @@ def save_weights(
     OSError
         If the file cannot be written.
     """
-    if dtype not in _STORED_DTYPES:
-        raise TypeError(f"save_weights: `dtype`: expected one of {_STORED_DTYPES}, got {dtype}")
+    if dtype not in STORED_DTYPES:
+        raise TypeError(f"save_weights: `dtype`: expected one of {STORED_DTYPES}, got {dtype}")
     weights = {k: v.detach().to("cpu", dtype).contiguous() for k, v in model.state_dict().items()}
-    config = json.dumps(dataclasses.asdict(model.config))
-    write_atomically(path, save(weights, metadata={_CONFIG_KEY: config}))
+    metadata = metadata_of(model.config)
+    write_atomically(path, lambda partial: write_safetensors(partial, weights, metadata))
 
 
-def _load(kind: type[Model], path: str | Path, config: object) -> Model:
-    model = kind(config)  # type: ignore[arg-type]  # each kind with its own configuration
-    load_weights(model, read_state_dict(path), source=f"checkpoint {path}")
+def _load(kind: type[Model], file: WeightFile, config: object) -> Model:
+    with torch.device("meta"):  # no memory, no random numbers: every weight is replaced
+        model = kind(config or config_of(file, kind))  # type: ignore[arg-type]  # each its own
+    state = fitted(model, file.tensors, f"checkpoint {file.path}")
+    weights = {name: file.take(tensor, torch.float32) for name, tensor in state.items()}
+    model.load_state_dict(weights, assign=True)
     return model.eval()
-
-
-def _stored_config(kind: type[LPDConfig] | type[VQConfig], path: str | Path) -> object:
-    path = _existing(path)
-    metadata: dict[str, str] = {}
-    if path.suffix == ".safetensors":
-        with _open_safetensors(path) as file:
-            metadata = file.metadata() or {}
-    try:
-        return kind(**json.loads(metadata[_CONFIG_KEY]))
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"checkpoint {path}: holds no {kind.__name__}; pass one as `config`"
-        ) from error
-
-
-def _existing(path: str | Path) -> Path:
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"checkpoint {path}: no such file")
-    return path
-
-
-@contextmanager
-def _open_safetensors(path: Path) -> Iterator[Any]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            yield file
-    except SafetensorError as error:
-        raise ValueError(f"checkpoint {path}: truncated, or no safetensors ({error})") from error
 
 
 def _shorten(names: list[str]) -> str:

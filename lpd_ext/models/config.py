@@ -80,11 +80,11 @@ class LPDConfig:
         ValueError
             If there is no configuration of that name; the message lists those there are.
         """
-        if name not in _PUBLISHED:
+        if name not in PUBLISHED:
             raise ValueError(
-                f"LPDConfig.named: `name`: expected one of {', '.join(_PUBLISHED)}, got {name!r}"
+                f"LPDConfig.named: `name`: expected one of {', '.join(PUBLISHED)}, got {name!r}"
             )
-        return _PUBLISHED[name]
+        return PUBLISHED[name]
 
 
 @dataclass(frozen=True)
@@ -147,10 +147,11 @@ class VQConfig:
 _L = LPDConfig()
 _XL = replace(_L, dim=1280, depth=36, num_heads=20)
 _XXL = replace(_L, dim=1536, depth=48, num_heads=24)
-_PUBLISHED = {
+PUBLISHED = {
     "lpd-l-256": _L,
     "lpd-xl-256": _XL,
     "lpd-xxl-256": _XXL,
     "lpd-l-512": replace(_L, grid=(32, 32)),
     "lpd-xl-512": replace(_XL, grid=(32, 32)),
 }
+"""The published transformers by name."""
