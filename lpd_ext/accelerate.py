@@ -58,7 +58,7 @@ def accelerate(model: nn.Module, *, max_bytes: int = DEFAULT_MAX_BYTES) -> Accel
     -----
     Everything else of the model is left alone, training too: weights are shared, not copied, but
     for those packed for the plans in the dtype of the decode. Changes of weights are noticed at the
-    next call.
+    next call. Not yet run on a GPU, where it uses kernels that passed their self-check.
 
     Examples
     --------

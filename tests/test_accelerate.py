@@ -67,6 +67,10 @@ def test_greedy_tokens_are_the_same(model, changes):
     assert expected.unique().numel() > 3
 
 
+def freshly_accelerated():
+    return lpd_ext.accelerate(published_model()).model
+
+
 def test_call_after_call(model):
     calls = [{"bsz": 2}, {"bsz": 4}, {"cfg": 1.0}, {"cfg": 4.8}, {"bsz": 2, "cfg": 4.8}]
     expected = [tokens_of(model, **changes) for changes in calls]
@@ -75,6 +79,8 @@ def test_call_after_call(model):
         assert all(tokens_of(model, **c).equal(e) for c, e in zip(calls, expected, strict=True))
         with torch.autocast("cpu", dtype=torch.bfloat16):
             narrow = [tokens_of(model, **changes) for changes in calls]
+            for changes, tokens in zip(calls, narrow, strict=True):
+                assert tokens_of(freshly_accelerated(), **changes).equal(tokens)
         kept = accelerated.nbytes
     # Several near-ties go the other way in bfloat16, not most.
     same = [(n == e).float().mean() for n, e in zip(narrow, expected, strict=True)]
