@@ -182,8 +182,9 @@ class Accelerated:
             orders = group_order(seeds, config.grid, sizes)
         orders = _integers("orders", orders, (bsz, config.seq_len), "[bsz, seq_len]", device)
         uniform = torch.rand(bsz, config.seq_len, dtype=torch.float64, device=device)
-        plan = link.plans.get(bsz, sizes, cfg != 1, _dtype_of(link.shared))
-        with torch.autocast(device.type, enabled=False):
+        dtype = _dtype_of(link.shared)
+        with torch.autocast(device.type, enabled=False):  # a plan knows its dtypes itself
+            plan = link.plans.get(bsz, sizes, cfg != 1, dtype)
             return plan(
                 labels,
                 orders,
@@ -248,7 +249,7 @@ class Accelerated:
             return "a layer has a hook"
         if dtype not in (torch.float32, torch.bfloat16):
             return f"there are plans in float32 and bfloat16, not in {dtype}"
-        if not can_plan(link.shared):
+        if not can_plan(link.shared, dtype):
             return f"no kernels for it that passed their self-check on {link.shared.device}"
         return ""
 

@@ -33,10 +33,10 @@ from lpd_ext.verdicts import trusted
 _OWNER = "DecodePlan"
 
 
-def can_plan(model: LPD) -> bool:
-    """Return whether a plan in the model's dtype can serve it, with kernels that are trusted."""
+def can_plan(model: LPD, dtype: torch.dtype | None = None) -> bool:
+    """Return whether a plan, by default in the model's dtype, can serve it with trusted kernels."""
     try:
-        dtype = check_model("can_plan", model)
+        dtype = check_model("can_plan", model, dtype)
     except (TypeError, ValueError, NotImplementedError):
         return False
     products = checked_products("can_plan", model, None)

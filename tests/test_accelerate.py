@@ -114,6 +114,13 @@ def test_autocast_is_honoured(model):
     assert plan.shape.dtype == torch.bfloat16
 
 
+def test_it_is_the_dtype_of_the_decode_that_needs_kernels(model):
+    lpd_ext.accelerate(model.half())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        tokens_of(model)
+    assert model.calls == 0
+
+
 def test_the_seed_of_torch_makes_draws_repeatable(model):
     lpd_ext.accelerate(model)
 

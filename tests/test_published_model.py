@@ -81,13 +81,13 @@ def no_bias(model):
         (without_a_head, "LPD without head"),
         (without_blocks, "without a list of `blocks`"),
         (other_blocks, "without blocks.0.attn.qkv, blocks.0.attn.proj, blocks.0.attn.num_heads"),
-        (heads_unlike_dim, "of other sizes .*multiple of num_heads=5"),
+        (heads_unlike_dim, "weights of the published .*multiple of num_heads=5"),
         (tanh_gelu, "layers of the published .*blocks.1.mlp.act: .*tanh"),
         (other_eps, "blocks.1.norm2: .*eps=1e-05"),
-        (query_norm, "with blocks.0.attn.q_norm.bias, blocks.0.attn.q_norm.weight besides"),
+        (query_norm, "unexpected blocks.0.attn.q_norm.bias, blocks.0.attn.q_norm.weight"),
         (scale_without_weights, "blocks.0.ls1: Dropout"),
-        (wrong_vocabulary, r"with head.weight \[20, 64\] in place of \[19, 64\]"),
-        (no_bias, "without blocks.0.attn.qkv.bias"),
+        (wrong_vocabulary, r"head.weight: expected \[19, 64\], got \[20, 64\]"),
+        (no_bias, "missing blocks.0.attn.qkv.bias"),
     ],
 )
 def test_other_modules(change, match):

@@ -85,7 +85,7 @@ def fitted(model: nn.Module, state: Mapping[str, Tensor], source: str) -> dict[s
     if missing or unexpected:
         raise ValueError(
             f"{source}: not a checkpoint of this {type(model).__name__}: "
-            f"missing {_shorten(missing)}; unexpected {_shorten(unexpected)}"
+            f"missing {shortened(missing)}; unexpected {shortened(unexpected)}"
         )
     misfits = [
         f"{name}: expected {list(wanted[name].shape)}, got {list(state[name].shape)}"
@@ -94,7 +94,7 @@ def fitted(model: nn.Module, state: Mapping[str, Tensor], source: str) -> dict[s
     ]
     if misfits:
         raise ValueError(
-            f"{source}: shapes differ from this {type(model).__name__}: {_shorten(misfits)}"
+            f"{source}: shapes differ from this {type(model).__name__}: {shortened(misfits)}"
         )
     return state
 
@@ -247,7 +247,8 @@ def _load(kind: type[Model], file: WeightFile, config: object) -> Model:
     return model.eval()
 
 
-def _shorten(names: list[str]) -> str:
+def shortened(names: list[str]) -> str:
+    """Return the first few names of a list, for a message."""
     if not names:
         return "none"
     more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""

@@ -16,18 +16,20 @@ _LPD_SAYS = ("pos_embed", "class_emb.weight", "token_emb.weight", "blocks.0.mlp.
 _VQ_SAYS = ("encoder.conv_in.weight", "quantize.embedding.weight", "quant_conv.weight")
 
 
-def lpd_config_of(shapes: Shapes) -> LPDConfig:
+def lpd_config_of(shapes: Shapes, num_heads: int | None = None) -> LPDConfig:
     """Return the configuration of a transformer.
 
     Parameters
     ----------
     shapes : Shapes
         Of its weights.
+    num_heads : int, optional
+        By default that of the published model of this width and depth.
 
     Returns
     -------
     LPDConfig
-        Its number of heads is that of the published model of this width and depth.
+        Of a square grid.
 
     Raises
     ------
@@ -43,14 +45,13 @@ def lpd_config_of(shapes: Shapes) -> LPDConfig:
     if side * side != length - 1:
         raise ValueError(f"pos_embed of {length - 1} positions is of no square grid")
     heads = {(model.dim, model.depth): model.num_heads for model in PUBLISHED.values()}
-    if (dim, depth) not in heads:
+    num_heads = heads.get((dim, depth)) if num_heads is None else num_heads
+    if num_heads is None:
         raise ValueError(
             f"num_heads is not in the weights, and no published model has width {dim} and "
             f"depth {depth}"
         )
-    return LPDConfig(
-        (side, side), dim, depth, heads[dim, depth], vocab_size, num_classes, hidden // dim
-    )
+    return LPDConfig((side, side), dim, depth, num_heads, vocab_size, num_classes, hidden // dim)
 
 
 def vq_config_of(shapes: Shapes) -> VQConfig:

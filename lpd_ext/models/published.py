@@ -9,10 +9,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lpd_ext.checks import fail
+from lpd_ext.models.checkpoint import fitted, shortened
 from lpd_ext.models.config import LPDConfig
+from lpd_ext.models.config_of_weights import lpd_config_of
 from lpd_ext.models.lpd import LPD, NORM_EPS
 
 _ATTRIBUTES = (
@@ -25,7 +27,6 @@ _OTHERS = {  # attributes of other parallel decoders
     "pos_instruct_embeddings": "RandAR, which interleaves instruction tokens and rotates positions",
     "none_token_id": "ARPG, which asks by cross-attention and rotates positions",
 }
-_NAMES_SHOWN = 6
 
 
 def published_config(op: str, model: nn.Module) -> LPDConfig:
@@ -67,9 +68,8 @@ def published_config(op: str, model: nn.Module) -> LPDConfig:
     if not missing:
         missing = [f"blocks.0.{x}" for x in _OF_A_BLOCK if _nested(blocks[0], x) is None]
     if missing:
-        fail(ValueError, op, "model", wanted, f"{kind} without {_listed(missing)}")
+        fail(ValueError, op, "model", wanted, f"{kind} without {shortened(missing)}")
     config = _config(op, model)
-    _check_weights(op, model, config)
     _check_layers(op, model)
     return config
 
@@ -125,45 +125,17 @@ class Structure:
 
 
 def _config(op: str, model: Any) -> LPDConfig:
-    """Read sizes where they stand; `_check_weights` finds out whether they are those of an LPD."""
+    """Read the configuration off the weights, which must be those of an LPD, and no others."""
+    state = model.state_dict()
     try:
-        vocab_size, dim = model.token_emb.weight.shape
-        seq_len = model.pos_embed.shape[1] - 1
-        height = int(getattr(model, "seq_h", round(seq_len**0.5)))
-        width = int(getattr(model, "seq_w", seq_len // max(height, 1)))
-        return LPDConfig(
-            grid=(height, width),
-            dim=dim,
-            depth=len(model.blocks),
-            num_heads=int(model.blocks[0].attn.num_heads),
-            vocab_size=vocab_size,
-            num_classes=len(model.class_emb.weight),
-            mlp_ratio=len(model.blocks[0].mlp.fc1.weight) // dim,
-        )
-    except (AttributeError, IndexError, TypeError, ValueError) as error:
-        got = f"{type(model).__name__} of other sizes ({error})"
-        fail(ValueError, op, "model", "the published LPD module", got)
-
-
-def _check_weights(op: str, model: nn.Module, config: LPDConfig) -> None:
-    with torch.device("meta"):
-        wanted = LPD(config).state_dict()
-    state: dict[str, Tensor] = model.state_dict()
-    got = []
-    if missing := sorted(wanted.keys() - state.keys()):
-        got.append(f"without {_listed(missing)}")
-    if unexpected := sorted(state.keys() - wanted.keys()):
-        got.append(f"with {_listed(unexpected)} besides")
-    misfits = [
-        f"{name} {list(state[name].shape)} in place of {list(wanted[name].shape)}"
-        for name in wanted
-        if name in state and state[name].shape != wanted[name].shape
-    ]
-    if misfits:
-        got.append(f"with {_listed(misfits)}")
-    if got:
-        words = f"{type(model).__name__} {', '.join(got)}"
-        fail(ValueError, op, "model", "the weights of the published LPD module", words)
+        shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+        config = lpd_config_of(shapes, num_heads=int(model.blocks[0].attn.num_heads))
+        with torch.device("meta"):
+            plain = LPD(config)
+        fitted(plain, state, type(model).__name__)
+    except ValueError as error:
+        fail(ValueError, op, "model", "the weights of the published LPD module", error)
+    return config
 
 
 def _check_layers(op: str, model: Any) -> None:
@@ -192,8 +164,3 @@ def _nested(owner: Any, path: str) -> Any:
     for name in path.split("."):
         owner = getattr(owner, name, None)
     return owner
-
-
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
-    return ", ".join(names[:_NAMES_SHOWN]) + more
