@@ -60,12 +60,12 @@ struct OnCpu {
     check_cpu(tensor, kOp, argument);
   }
 
-  static void run(const LinearGeluParams& params,
-                  const Tensor&,
-                  const Tensor&,
-                  const std::optional<Tensor>&,
-                  const Tensor&) {
-    // Each of two threads reads the weights, so it wants rows to share them.
+  static void run(const Tensor& x,
+                  const Tensor& weight,
+                  const std::optional<Tensor>& bias,
+                  const Tensor& out) {
+    const LinearGeluParams params = checked_params(x, weight, bias, out);
+    // A task reads all weights, so it wants rows to share them.
     constexpr int64_t kRowsPerTask = 4;
     torch::stable::parallel_for(0, params.rows, kRowsPerTask, [&](int64_t begin, int64_t end) {
       cpu::linear_gelu(params, begin, end);
@@ -81,11 +81,11 @@ struct OnCuda {
     check_cuda(tensor, first, kOp, argument);
   }
 
-  static void run(const LinearGeluParams& params,
-                  const Tensor& x,
+  static void run(const Tensor& x,
                   const Tensor& weight,
                   const std::optional<Tensor>& bias,
                   const Tensor& out) {
+    const LinearGeluParams params = checked_params(x, weight, bias, out);
     CudaLaunch launch(x);
     launch.reads(x, "x");
     launch.reads(weight, "weight");
@@ -103,7 +103,7 @@ void linear_gelu(Tensor x, Tensor weight, std::optional<Tensor> bias, Tensor out
   Device::check(weight, x, "weight");
   if (bias) Device::check(*bias, x, "bias");
   Device::check(out, x, "out");
-  Device::run(checked_params(x, weight, bias, out), x, weight, bias, out);
+  Device::run(x, weight, bias, out);
 }
 
 template <class Device>
