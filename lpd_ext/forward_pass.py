@@ -1,13 +1,16 @@
 """What one forward pass of a planned decode launches, from embedded rows to logits.
 
-A layer takes five launches where matrix products are the package's own (`fused_linear`), and where
-they are torch's seven, with what those leave over in `add_layer_norm` and `linear_gelu`. The last
-has no float32, where `bias_gelu` behind a product of torch makes eight.
+A layer takes five launches where matrix products are the package's own (`fused_linear`), behind one
+a step that lays the rows in blocks. Where they are torch's it takes seven, with what those leave
+over in `add_layer_norm` and `linear_gelu`. The last has no float32, where `bias_gelu` behind a
+product of torch makes eight.
 
 Source: the transformer of arXiv 2507.01957; `lpd_ext.models.lpd` has it in modules.
 """
 
 from __future__ import annotations
+
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -20,9 +23,7 @@ from lpd_ext.ops.launch import Launch
 from lpd_ext.ops.linear_gelu import prepare_linear_gelu
 from lpd_ext.packed_model import PackedModel, Products
 from lpd_ext.plain_linear import PlainLinear
-from lpd_ext.plan_buffers import PlanBuffers
-
-_BLOCK = 32  # features; rows between two layers in blocks are what fused_linear likes best
+from lpd_ext.plan_buffers import BLOCK, PlanBuffers
 
 
 def operators(products: Products, dtype: torch.dtype) -> list[str]:
@@ -40,9 +41,9 @@ def forward_pass(weights: PackedModel, buffers: PlanBuffers, step: int) -> list[
 
 
 def _with_own_products(weights: PackedModel, buffers: PlanBuffers, step: int) -> list[Launch]:
-    x, qkv, attended = buffers.x(step), buffers.qkv(step), buffers.attended(step)
+    x, qkv, attended = _in_blocks(buffers.x(step)), buffers.qkv(step), buffers.attended(step)
     hidden = _in_blocks(buffers.hidden(step))
-    launches: list[Launch] = []
+    launches = [_lay_in_blocks(buffers.embedded(step), x)] if buffers.shape.in_blocks else []
     for layer, block in enumerate(weights.blocks):
         launches += [
             prepare_fused_linear(x, block.qkv, norm=block.norm1, out=qkv),
@@ -51,7 +52,7 @@ def _with_own_products(weights: PackedModel, buffers: PlanBuffers, step: int) ->
             prepare_fused_linear(x, block.fc1, norm=block.norm2, epilogue="gelu", out=hidden),
             prepare_fused_linear(hidden, block.fc2, epilogue="add", out=x),
         ]
-    queries = x[:, buffers.shape.context_len(step) :]
+    queries = x[..., buffers.shape.context_len(step) :, :]
     logits = buffers.logits(step)
     return [*launches, prepare_fused_linear(queries, weights.head, norm=weights.norm, out=logits)]
 
@@ -104,4 +105,10 @@ def _attention(buffers: PlanBuffers, step: int, layer: int, out: Tensor) -> Laun
 def _in_blocks(rows: Tensor) -> Tensor:
     """Return the memory of whole rows as blocks of features, where these are whole."""
     sequences, q_len, width = rows.shape
-    return rows if width % _BLOCK else rows.view(width // _BLOCK, sequences, q_len, _BLOCK)
+    return rows if width % BLOCK else rows.view(width // BLOCK, sequences, q_len, BLOCK)
+
+
+def _lay_in_blocks(rows: Tensor, blocks: Tensor) -> Launch:
+    return partial(
+        torch.ops.aten.copy_.default, blocks, rows.unflatten(2, (-1, BLOCK)).movedim(2, 0)
+    )

@@ -183,7 +183,7 @@ class DecodePlan:
 
     def _plan_step(self, weights: PackedModel, buffers: PlanBuffers, step: int) -> _Step:
         shape = self.shape
-        x, logits = buffers.x(step), buffers.logits(step)
+        rows, logits = buffers.embedded(step), buffers.logits(step)
 
         def embed(tokens: Tensor) -> Launch:
             return prepare_group_embedding(
@@ -195,7 +195,7 @@ class DecodePlan:
                 weights.embedding_norm,
                 shape.context(step),
                 shape.cu[step + 1],
-                out=x[:, 1:] if step == 0 else x,  # behind the class row
+                out=rows[:, 1:] if step == 0 else rows,  # behind the class row
             )
 
         group = slice(shape.cu[step], shape.cu[step + 1])

@@ -16,6 +16,8 @@ from lpd_ext.models.lpd import LPD, cu_group_sizes
 from lpd_ext.packed_model import Products, check_model, checked_products
 
 _OWNER = "DecodePlan"
+BLOCK = 32
+"""Features of a block of rows, for `lpd_ext.ops.fused_linear`."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,11 @@ class PlanShape:
     def max_kv_len(self) -> int:
         """Keys ever stored: the last group is never context."""
         return 1 + self.cu[-2]
+
+    @property
+    def in_blocks(self) -> bool:
+        """Whether the residual stream lies in blocks of features, as own products like it best."""
+        return self.products == "own" and self.config.dim % BLOCK == 0
 
     @property
     def logits_dtype(self) -> torch.dtype:
@@ -157,7 +164,7 @@ class PlanBuffers:
 
     def take_any(self) -> None:
         """Write a request that every model can serve: a plan may run before the first call."""
-        for buffer in (self.tokens, self.forced_tokens, self.top_k, self._x):
+        for buffer in (self.tokens, self.forced_tokens, self.top_k, self.embedded(0)):
             buffer.zero_()
         for buffer in (self.cfg_scale, self.temperature, self.top_p):
             buffer.fill_(1)
@@ -175,13 +182,18 @@ class PlanBuffers:
 
     def take_class_rows(self, rows: Sequence[Tensor]) -> None:
         """Write the class rows ``[batch, 1, dim]`` of each half."""
-        halves = self.x(0)[:, :1].chunk(len(rows))
+        halves = self.embedded(0)[:, :1].chunk(len(rows))
         for half, per_image in zip(halves, rows, strict=True):
             _fill(half, per_image)
 
     def x(self, step: int) -> Tensor:
-        """Rows of the residual stream ``[sequences, q_len, dim]``."""
+        """Rows of the residual stream ``[sequences, q_len, dim]``, whole or to be cut in blocks."""
         return self._rows(self._x, step)
+
+    def embedded(self, step: int) -> Tensor:
+        """Rows as they enter, whole: in the memory of `qkv` where the stream lies in blocks."""
+        memory = self._qkv.view(torch.float32) if self.shape.in_blocks else self._x
+        return self._rows(memory[: len(self._x)], step)
 
     def qkv(self, step: int) -> Tensor:
         """Projections ``[sequences, q_len, 3 * dim]``."""

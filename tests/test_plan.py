@@ -10,7 +10,16 @@ from test_decode import CONFIG, SIZES, request
 from test_lpd import golden_model
 from tiny_pipeline import tiny_pipeline
 
-from lpd_ext import DecodePlan, LPDPipeline, decode, group_order, group_sizes, philox
+from lpd_ext import (
+    LPD,
+    DecodePlan,
+    LPDConfig,
+    LPDPipeline,
+    decode,
+    group_order,
+    group_sizes,
+    philox,
+)
 from lpd_ext.decode import InvalidLogitsError
 
 FORCED = torch.randint(19, (4, 16), generator=torch.Generator().manual_seed(3))
@@ -103,6 +112,13 @@ SETTINGS = {
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS.keys())
 def test_float32_is_decode(model, sizes, settings):
     assert_is_decode(model, sizes, settings)
+
+
+def test_rows_of_no_whole_blocks():
+    torch.manual_seed(0)
+    config = LPDConfig((4, 4), dim=80, depth=2, num_heads=1, vocab_size=19, num_classes=3)
+    assert config.dim % 32 != 0
+    assert_is_decode(LPD(config).eval(), SIZES, {})
 
 
 def assert_is_decode(model, sizes, settings, **options):
