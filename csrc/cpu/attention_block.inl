@@ -44,12 +44,16 @@ class Cutter {
 // The running maximum before any key: finite, so that a block of -inf scores has weights of 0.
 constexpr float kNoMaximum = std::numeric_limits<float>::lowest();
 
-// Rounded once: its error is that of a whole row.
+// Rounded once: its error is that of a whole row. Halves are added to halves, in vectors.
 template <int kCount>
 inline float total_of(const float* parts) {
-  double total = 0;
-  for (int i = 0; i < kCount; ++i) total += parts[i];
-  return static_cast<float>(total);
+  double totals[kCount];
+  for (int i = 0; i < kCount; ++i) totals[i] = parts[i];
+#pragma GCC unroll 4
+  for (int half = kCount / 2; half > 0; half /= 2) {
+    for (int i = 0; i < half; ++i) totals[i] += totals[half + i];
+  }
+  return static_cast<float>(totals[0]);
 }
 
 }  // namespace

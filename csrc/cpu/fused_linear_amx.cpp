@@ -7,20 +7,23 @@
 #include "vector_avx512.h"
 
 #if defined(LPD_X86)
-LPD_TARGET_BEGIN(LPD_AVX512)
-namespace lpd::cpu::avx512 {
+LPD_TARGET_BEGIN(LPD_AMX)
+namespace lpd::cpu::amx {
+
+using namespace avx512;
+
+// One instruction narrows here. It takes subnormal numbers as 0, as tile products do.
+inline void store(BFloat16* to, Vector x) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to),
+                      reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(x)));
+}
+inline void store(float* to, Vector x) { avx512::store(to, x); }
 
 #include "gelu.inl"
 //
 #include "layer_norm.inl"
 //
 #include "fused_linear_ends.inl"
-
-}  // namespace lpd::cpu::avx512
-LPD_TARGET_END
-
-LPD_TARGET_BEGIN(LPD_AMX)
-namespace lpd::cpu::amx {
 
 constexpr int64_t kTileRows = 16;
 constexpr int64_t kPassRows = 2 * kTileRows;
@@ -34,8 +37,7 @@ constexpr int64_t kMaxSums = kGroupPanels * (kRowBlock / kPassRows) * kPassSums;
 // (measured on a Xeon with AMX); a store now and then, to a place that nobody reads, avoids that.
 constexpr int64_t kStoreBlocks = 4;  // from one such store to the next
 constexpr int64_t kUnread = kTileRows * kTileRows;
-constexpr int64_t kStreams = 8;      // places that the next stretch is fetched from in turn
-constexpr int64_t kBlocksAhead = 2;  // how far ahead a pass that is alone fetches
+constexpr int64_t kStreams = 8;  // places that the next stretch is fetched from in turn
 
 // The rows of a pass, in one or two tiles. All passes over a row block have as many, so that the
 // tiles are configured once: the last pass begins early and repeats some rows.
@@ -71,7 +73,7 @@ void configure_tiles(const Pass& pass) {
 // Sums that wait to become output: row by row, while the next pass multiplies.
 class Pending {
  public:
-  Pending(const FusedLinearParams& params, avx512::FinishRow finish_row)
+  Pending(const FusedLinearParams& params, FinishRow finish_row)
       : params_(params), finish_row_(finish_row) {}
 
   void set(std::byte* const* out, int64_t rows, int64_t panel, const float* sums) {
@@ -94,7 +96,7 @@ class Pending {
 
  private:
   const FusedLinearParams& params_;
-  const avx512::FinishRow finish_row_;
+  const FinishRow finish_row_;
   std::byte* const* out_ = nullptr;
   std::byte* const* end_ = nullptr;
   int64_t panel_ = 0;
@@ -167,7 +169,7 @@ class BlockProduct {
         num_blocks_(num_blocks(params)),
         stretch_(pass_.count == 1 ? num_blocks_ : kStretch),
         sums_(sums),
-        pending_(params, avx512::finish_row_for(params)) {}
+        pending_(params, finish_row_for(params)) {}
 
   void run(int64_t begin, int64_t end) {
     configure_tiles(pass_);
@@ -195,11 +197,7 @@ class BlockProduct {
   void run_stretch(int64_t panel, int64_t first, const BFloat16* next, float* sums) {
     const int64_t blocks = std::min(stretch_, num_blocks_ - first);
     const bool ends = first + blocks == num_blocks_;
-    const bool alone = pass_.count == 1;
-    // A pass that is alone leaves no time before the next stretch: fetch just ahead of it.
-    if (alone) next = weights(panel, first + kBlocksAhead);
-    Prefetch prefetch(next, blocks * kWeights * sizeof(BFloat16), pass_.count * blocks,
-                      alone ? 1 : kStreams);
+    Prefetch prefetch(next, blocks * kWeights * sizeof(BFloat16), pass_.count * blocks, kStreams);
     for (int64_t row = 0; row < out_.count(); row += pass_.rows, sums += kPassSums) {
       const int64_t from = std::min(row, out_.count() - pass_.rows);
       (pass_.lower() > 0 ? multiply<true> : multiply<false>)(pass_, rows_, from, first,
@@ -227,7 +225,7 @@ void fused_linear_prepare(const FusedLinearParams& params,
                           int64_t begin,
                           int64_t end,
                           std::byte* prepared) {
-  avx512::prepare<BFloat16>(params, block, begin, end, prepared);
+  prepare<BFloat16>(params, block, begin, end, prepared);
 }
 
 size_t fused_linear_workspace_size() { return (kMaxSums + kUnread) * sizeof(float); }

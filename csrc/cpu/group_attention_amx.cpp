@@ -139,16 +139,31 @@ inline void multiply(const BFloat16* left,
   if (columns - first == 1) part.template operator()<1>(first);
 }
 
+// How often `ahead` has a slot while keys and values are laid.
+constexpr int64_t kKeysPerSlot = 8;
+inline int64_t slots_of_laying(const Pair<BFloat16>& pair, int64_t head_dim) {
+  int64_t count = 0;
+  for (const SeenRun<BFloat16>& run : pair.runs) {
+    for (int64_t first = 0; first < run.count; first += kBlock) {
+      const int64_t laid = steps(std::min(kBlock, run.count - first)) * kStep;
+      count += laid / kRows * steps(head_dim) + laid / kKeysPerSlot;
+    }
+  }
+  return count;
+}
+
 // Keys as the right operand of queries: a 16 x 16 transposition of pairs a tile. Behind the last
 // key and behind head_dim: 0.
 inline void lay_keys(const BFloat16* k,
                      int64_t stride,
                      int64_t count,
                      int64_t head_dim,
+                     Ahead<BFloat16>& ahead,
                      float* keys) {
   const int64_t columns = steps(count) * 2, head_steps = steps(head_dim);
   for (int64_t column = 0; column < columns; ++column) {
     for (int64_t step = 0; step < head_steps; ++step) {
+      ahead.slot();
       const __mmask16 present = head_dim - step * kStep >= kStep ? 0xffff : 0x00ff;
       Vector rows[kRows];
       for (int64_t i = 0; i < kRows; ++i) {
@@ -168,6 +183,7 @@ inline void lay_values(const BFloat16* v,
                        int64_t stride,
                        int64_t count,
                        int64_t head_dim,
+                       Ahead<BFloat16>& ahead,
                        float* values) {
   const int64_t padded = steps(count) * kStep;
   const auto row = [&](int64_t key, int64_t d) {
@@ -175,6 +191,7 @@ inline void lay_values(const BFloat16* v,
     return key < count ? _mm512_cvtepu16_epi32(_mm256_loadu_si256(from)) : _mm512_setzero_si512();
   };
   for (int64_t key = 0; key < padded; key += 2) {
+    if (key % kKeysPerSlot == 0) ahead.slot();
     for (int64_t d = 0; d < head_dim; d += kPairs) {
       const __m512i pairs = _mm512_or_si512(row(key, d), _mm512_slli_epi32(row(key + 1, d), 16));
       float* to = values + (d / kPairs * (kBlock / kStep)) * kTile + key / 2 * kPairs;
@@ -258,19 +275,18 @@ void run_pair(const GroupAttentionParams& params,
   append(params, pair);
   const int64_t head_steps = steps(head_dim), padded_dim = head_steps * kStep;
   for (int64_t row = 0; row < q_len; ++row) {
-    std::memcpy(space.queries + row * padded_dim, pair.q + row * pair.row_stride,
-                head_dim * sizeof(BFloat16));
+    copy_row(pair.q + row * pair.row_stride, head_dim, space.queries + row * padded_dim);
   }
   std::fill_n(space.sums, q_len * head_dim, 0.0f);
   std::fill_n(space.totals, q_len * kLanes, 0.0f);
   std::fill_n(space.maxima, q_len + kRows - 1, kNoMaximum);
 
-  Ahead<BFloat16> ahead(next, head_dim, slots_of(pair, kBlock));
+  Ahead<BFloat16> ahead(next, head_dim, slots_of(pair, kBlock) + slots_of_laying(pair, head_dim));
   for (const SeenRun<BFloat16>& run : pair.runs) {
     for (int64_t first = 0; first < run.count; first += kBlock) {
       const int64_t count = std::min(kBlock, run.count - first);
-      lay_keys(run.k + first * run.k_stride, run.k_stride, count, head_dim, space.keys);
-      lay_values(run.v + first * run.v_stride, run.v_stride, count, head_dim, space.values);
+      lay_keys(run.k + first * run.k_stride, run.k_stride, count, head_dim, ahead, space.keys);
+      lay_values(run.v + first * run.v_stride, run.v_stride, count, head_dim, ahead, space.values);
       for (int64_t row = run.first_row; row < q_len; row += kRows) {
         multiply(space.queries + row * padded_dim, padded_dim * sizeof(BFloat16), space.keys,
                  head_steps * kTile, head_steps, 2 * steps(count), false, space.scores,

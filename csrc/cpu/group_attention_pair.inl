@@ -34,7 +34,8 @@ inline int64_t slots_of(const Pair<T>& pair, int64_t block) {
   return count;
 }
 
-// Asks for the rows of a pair, some at a time, while another is computed.
+// Asks for the rows of a pair, some at a time, while another is computed. Those of the caches are
+// taken from several places in turn: the prefetcher of the hardware runs ahead in each.
 template <class T>
 class Ahead {
  public:
@@ -55,12 +56,15 @@ class Ahead {
 
  private:
   static constexpr int64_t kLine = 64 / sizeof(T);
+  static constexpr int64_t kStreams = 8;  // in each cache
 
   const T* row(int64_t i) const {
     const KeyRun<T>& cache = pair_.runs[0];
     if (i >= new_rows_) {
-      const int64_t j = i - new_rows_;
-      return j % 2 ? cache.v + j / 2 * cache.v_stride : cache.k + j / 2 * cache.k_stride;
+      const int64_t j = i - new_rows_, stream = j / 2 % kStreams, step = j / 2 / kStreams;
+      const int64_t length = (cache.count + kStreams - 1) / kStreams;
+      const int64_t at = std::min(stream * length + step, cache.count - 1);
+      return j % 2 ? cache.v + at * cache.v_stride : cache.k + at * cache.k_stride;
     }
     const T* first = i % 3 == 0 ? pair_.q : i % 3 == 1 ? pair_.k : pair_.v;
     return first + i / 3 * pair_.row_stride;
@@ -112,13 +116,21 @@ inline Pair<T> find_pair(const GroupAttentionParams& params, int64_t number) {
   };
 }
 
+// A row, in pieces of a size that the compiler knows: head_dim is a multiple of it.
+template <class T>
+inline void copy_row(const T* from, int64_t head_dim, T* to) {
+  constexpr int64_t kPiece = 16;
+  for (int64_t d = 0; d < head_dim; d += kPiece) std::memcpy(to + d, from + d, kPiece * sizeof(T));
+}
+
 // Appends the context rows to the caches.
 template <class T>
 inline void append(const GroupAttentionParams& params, const Pair<T>& pair) {
-  const size_t bytes = params.head_dim * sizeof(T);
   for (int64_t i = 0; i < params.context_len; ++i) {
-    std::memcpy(pair.k_slots + i * params.k_strides.row, pair.k + i * pair.row_stride, bytes);
-    std::memcpy(pair.v_slots + i * params.v_strides.row, pair.v + i * pair.row_stride, bytes);
+    copy_row(pair.k + i * pair.row_stride, params.head_dim,
+             pair.k_slots + i * params.k_strides.row);
+    copy_row(pair.v + i * pair.row_stride, params.head_dim,
+             pair.v_slots + i * params.v_strides.row);
   }
 }
 
