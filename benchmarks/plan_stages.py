@@ -16,7 +16,7 @@ Launch: TypeAlias = Callable[[], object]
 
 STAGE_OF_OP = {
     "group_embedding": "embedding",
-    "copy_": "embedding",  # the rows, in blocks
+    "copy_": "blocks",  # that embedded rows are laid in
     "add_layer_norm": "norm",
     "group_attention": "attention",
     "token_selection_": "selection",

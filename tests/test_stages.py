@@ -47,7 +47,7 @@ def test_own_products_have_names_as_well(model):
     plan = DecodePlan(model, 2, SIZES, products="own")
     counted = Counter(name for name, _ in named_launches(plan))
     of_layers = dict.fromkeys(("qkv", "attention", "proj", "fc1", "fc2"), model.config.depth)
-    expected = of_layers | dict.fromkeys(("embedding", "head", "selection"), 1)
+    expected = of_layers | dict.fromkeys(("embedding", "blocks", "head", "selection"), 1)
     assert counted == {name: count * len(SIZES) for name, count in expected.items()}
 
 
