@@ -44,7 +44,8 @@ class Ahead {
         head_dim_(head_dim),
         new_rows_(3 * pair.num_rows),
         rows_(new_rows_ + 2 * pair.runs[0].count),
-        per_slot_(rows_ / slots + 1) {}
+        per_slot_(rows_ / slots + 1),
+        streams_(std::clamp<int64_t>(pair.runs[0].count / kStreamRows, 1, kStreams)) {}
 
   void slot() {
     const int64_t until = std::min(rows_, next_ + per_slot_);
@@ -56,13 +57,14 @@ class Ahead {
 
  private:
   static constexpr int64_t kLine = 64 / sizeof(T);
-  static constexpr int64_t kStreams = 8;  // in each cache
+  static constexpr int64_t kStreams = 8;      // in each cache, at most
+  static constexpr int64_t kStreamRows = 32;  // fewer are not worth another place
 
   const T* row(int64_t i) const {
     const KeyRun<T>& cache = pair_.runs[0];
     if (i >= new_rows_) {
-      const int64_t j = i - new_rows_, stream = j / 2 % kStreams, step = j / 2 / kStreams;
-      const int64_t length = (cache.count + kStreams - 1) / kStreams;
+      const int64_t j = i - new_rows_, stream = j / 2 % streams_, step = j / 2 / streams_;
+      const int64_t length = (cache.count + streams_ - 1) / streams_;
       const int64_t at = std::min(stream * length + step, cache.count - 1);
       return j % 2 ? cache.v + at * cache.v_stride : cache.k + at * cache.k_stride;
     }
@@ -75,6 +77,7 @@ class Ahead {
   int64_t new_rows_;
   int64_t rows_;
   int64_t per_slot_;
+  int64_t streams_;
   int64_t next_ = 0;
 };
 
