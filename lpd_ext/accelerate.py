@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from lpd_ext.checks import check_int, check_shape, checked_group_sizes, fail
 from lpd_ext.models.lpd import LPD, UNCONDITIONAL
-from lpd_ext.models.published import Structure, published_config, with_weights_of
+from lpd_ext.models.published import published_config, with_weights_of
+from lpd_ext.models.structure import Structure
 from lpd_ext.ops.group_order import group_order
 from lpd_ext.plan import can_plan
 from lpd_ext.plan_cache import DEFAULT_MAX_BYTES, PlanCache
@@ -246,7 +247,7 @@ class Accelerated:
         if self.model.training:
             return "the model is in training (model.eval())"
         if link.structure.has_hooks():
-            return "a layer has a hook"
+            return "a layer has a hook or a `forward` of its own"
         if dtype not in (torch.float32, torch.bfloat16):
             return f"there are plans in float32 and bfloat16, not in {dtype}"
         if not can_plan(link.shared, dtype):

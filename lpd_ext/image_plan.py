@@ -25,7 +25,9 @@ from lpd_ext.checks import (
     naming_memory,
 )
 from lpd_ext.cuda_graph import captured
+from lpd_ext.cuda_precision import float32_convolutions, float32_sums
 from lpd_ext.models.vq import VQModel
+from lpd_ext.stream_order import StreamOrder
 from lpd_ext.watched_weights import Snapshot, check_watchable
 
 _OWNER = "ImagePlan"
@@ -66,7 +68,8 @@ class ImagePlan:
     Warns
     -----
     RuntimeWarning
-        The GPU has memory for the plan, but not for its CUDA graph: launches run one by one.
+        The CUDA graph could not be captured (no memory, an error of a library): launches run one by
+        one.
 
     Notes
     -----
@@ -76,7 +79,9 @@ class ImagePlan:
 
     An image's bits depend neither on the others, nor on its place, nor on their number: all calls
     compute a whole batch. Those of another batch size may differ in the last places, as may those
-    of `VQModel.decode`. ``torch.autocast`` does not reach into a plan.
+    of `VQModel.decode`. ``torch.autocast`` does not reach into a plan, nor do convolutions in TF32,
+    which torch allows cuDNN by default. Calls from several threads or on several streams run one
+    after the other.
 
     Examples
     --------
@@ -123,8 +128,16 @@ class ImagePlan:
             "images": batch_size * math.prod(images) * 4,
             "weights": sum(parameter.nbytes for parameter in own.parameters()),
         }
+        self._device, self._lock = device, RLock()
+        self._stream_order = StreamOrder(device)
+        self._stream_order.wait_before_deleting(self)
         # Under inference_mode the memory could be written nowhere else.
-        with torch.inference_mode(False), torch.no_grad(), naming_memory(_OWNER, str(self)):
+        with (
+            torch.inference_mode(False),
+            torch.no_grad(),
+            naming_memory(_OWNER, str(self)),
+            self._stream_order.turn(),
+        ):
             if sum(self._sizes.values()) > sys.maxsize:  # torch would speak of an overflow
                 raise MemoryError
             self._codes = torch.zeros(codes, dtype=torch.int64, device=device)
@@ -132,9 +145,8 @@ class ImagePlan:
             self._own: VQModel | None = own.to_empty(device=device)
             self._seen = Snapshot(weights)
             _copy_weights(vq, own)
-        self._device = device
-        self._lock = RLock()
-        self._graph = captured(self._launch, device, f"{_OWNER}: {self}")
+        with self._stream_order.turn():
+            self._graph = captured(self._launch, device, f"{_OWNER}: {self}")
 
     def __str__(self) -> str:
         height, width = self.grid
@@ -154,6 +166,7 @@ class ImagePlan:
     def release(self) -> None:
         """Give the memory back, once no call runs; after that the plan decodes no more."""
         with self._lock:
+            self._stream_order.wait()
             self._graph = self._own = None
             self._plain = {}
             self._codes = self._images = torch.empty(0)
@@ -198,18 +211,23 @@ class ImagePlan:
             wanted_shape = (count, self.grid[0] * self.grid[1])
             check_shape(_OWNER, "codes", codes, wanted_shape, "[count, grid[0] * grid[1]]")
             check_range(_OWNER, "codes", codes, 0, self.vq.config.codebook_size)
-            self._refresh(self._own)
-            self._codes[:count].copy_(codes)  # the rest holds what it did: ids in range
-            if self._graph is None:
-                with naming_memory(_OWNER, str(self)):
-                    self._launch()
-            else:
-                self._graph.replay()
-            return self._images[:count].clone()
+            with self._stream_order.turn():
+                self._refresh(self._own)
+                self._codes[:count].copy_(codes)  # the rest holds what it did: ids in range
+                if self._graph is None:
+                    with naming_memory(_OWNER, str(self)):
+                        self._launch()
+                else:
+                    self._graph.replay()
+                return self._images[:count].clone()
 
     def _launch(self) -> None:
         assert self._own is not None
-        with torch.autocast(self._device.type, enabled=False):
+        with (
+            torch.autocast(self._device.type, enabled=False),
+            float32_convolutions(self._device),
+            float32_sums(self._device),
+        ):
             latents = self._own.quantize.embedding(self._codes)
             self._images.copy_(self._own.image_of(latents, self.grid))
 

@@ -13,10 +13,12 @@ from torch import Tensor, nn
 from lpd_ext.checks import check_device_type, fail, naming_memory
 from lpd_ext.models.config import LPDConfig
 from lpd_ext.models.lpd import LPD, NORM_EPS, Block
+from lpd_ext.models.structure import Structure
 from lpd_ext.ops import pack_linear
 from lpd_ext.ops.group_attention import HEAD_DIMS
 from lpd_ext.ops.launch import device_types
 from lpd_ext.plain_linear import copy_linear
+from lpd_ext.stream_order import StreamOrder
 from lpd_ext.watched_weights import Snapshot, check_watchable
 
 Norm: TypeAlias = tuple[Tensor, Tensor]
@@ -76,7 +78,8 @@ class PackedModel:
     that torch counts, and, as it does not count those of fused optimizers, a change of any of a few
     values of each weight. It does not see a change of single other values through ``.data`` or
     NumPy. Weights that the model gave up (``model.to(dtype)``) are kept until the next `refresh`.
-    `lock` is held by whoever reads or renews the copy: by a plan, for a whole call.
+    `lock` is held by whoever reads or renews the copy: by a plan, for a whole call. `stream_order`
+    does the same for their work on a GPU.
     """
 
     def __init__(self, model: LPD, dtype: torch.dtype, products: Products | None = None) -> None:
@@ -85,14 +88,18 @@ class PackedModel:
         self.model = model
         self.dtype = dtype
         self.lock = RLock()
+        self.stream_order = StreamOrder(model.device)
+        self.stream_order.wait_before_deleting(self)
         size = sum(parameter.numel() for parameter in model.parameters()) * dtype.itemsize
         # Under inference_mode the copies could be renewed nowhere else.
         with (
             torch.inference_mode(False),
             torch.no_grad(),
             naming_memory(_OWNER, f"weights in {dtype} of about {size / 2**20:.1f} MiB"),
+            self.stream_order.turn(),
         ):
-            self._seen = Snapshot(_weights(model))
+            self._checked = _CheckedModel(model)
+            self._seen = Snapshot(self._checked.weights)
             self.token_emb = model.token_emb.weight.clone(memory_format=torch.contiguous_format)
             self.query_token = model.mask_token[0, 0].clone()
             self.pos_embed = model.pos_embed[0, 1:].clone(memory_format=torch.contiguous_format)
@@ -137,10 +144,13 @@ class PackedModel:
             The model cannot be packed now, or a weight has another shape.
         """
         model = self.model
-        check_model(_OWNER, model, self.dtype)
-        weights = _weights(model)
+        if not self._checked.holds():
+            check_model(_OWNER, model, self.dtype)
+            self._checked = _CheckedModel(model)
+        weights = self._checked.weights
         if self._seen.holds(weights):
             return False
+        check_model(_OWNER, model, self.dtype)
         # Taken before the copy: a change meanwhile, or an error, makes the next call begin again.
         seen = Snapshot(weights)
         self._seen.check_shapes(_OWNER, "model", weights)
@@ -164,6 +174,25 @@ class PackedModel:
     def _pack(self, linear: nn.Linear, into: _Linear = None) -> _Linear:
         pack = pack_linear if self.products == "own" else copy_linear
         return pack(linear.weight, linear.bias, dtype=self.dtype, into=into)
+
+
+class _CheckedModel:
+    """A model that `check_model` has just accepted, kept as walking through one takes a while."""
+
+    def __init__(self, model: LPD) -> None:
+        self._model = model
+        self._structure = Structure(model)
+        self._norms = [module for module in model.modules() if isinstance(module, nn.LayerNorm)]
+        self.weights = _weights(model)
+
+    def holds(self) -> bool:
+        """Return whether it would be accepted still, but for what `Snapshot` tells of weights."""
+        return (
+            not self._model.training
+            and self._structure.holds()
+            and not self._structure.has_hooks()
+            and all(norm.eps == NORM_EPS for norm in self._norms)
+        )
 
 
 def check_model(op: str, model: LPD, dtype: torch.dtype | None = None) -> torch.dtype:

@@ -15,6 +15,7 @@ from torch import Tensor
 from lpd_ext import philox
 from lpd_ext.checks import check_int, fail
 from lpd_ext.class_names import ClassLabel, ClassNames
+from lpd_ext.cuda_precision import float32_convolutions
 from lpd_ext.decode import InvalidLogitsError, Progress, decode
 from lpd_ext.files import write_atomically
 from lpd_ext.kernels import OPS, Kernels, kernels_for
@@ -348,7 +349,8 @@ class LPDPipeline:
                 rows, labels, seeds, settings, orders, kernels,
                 None if progress is None else report,
             )  # fmt: skip
-            pixels = self.vq.decode(codes, self.model.config.grid)
+            with float32_convolutions(codes.device):
+                pixels = self.vq.decode(codes, self.model.config.grid)
             images += to_images(pixels[:real])
             tokens.append(codes[:real].cpu())
             steps.append(step_of[:real].cpu())

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from lpd_ext.checks import fail
 from lpd_ext.cuda_graph import captured
+from lpd_ext.cuda_precision import float32_sums
 from lpd_ext.decode import Progress, guide, raise_for_invalid
 from lpd_ext.decode_request import check_request
 from lpd_ext.forward_pass import forward_pass, operators
@@ -98,8 +99,8 @@ class DecodePlan:
     Warns
     -----
     RuntimeWarning
-        The GPU has memory for the plan, but not for its CUDA graph, or a replay of that chose other
-        tokens: launches run one by one.
+        The CUDA graph could not be captured (no memory, an error of a library), or a replay chose
+        other tokens: launches run one by one.
 
     Notes
     -----
@@ -155,12 +156,15 @@ class DecodePlan:
             fail(ValueError, _OWNER, "packed", wanted, f"those for {packed.products!r}")
         self.model = model
         self.packed: PackedModel | None = packed
-        buffers = PlanBuffers(shape, model.device)
-        self._buffers: PlanBuffers | None = buffers
-        self._steps = [self._plan_step(packed, buffers, k) for k in range(len(shape.group_sizes))]
-        self._lock = packed.lock  # plans that share weights take turns
+        # Plans that share weights take turns, on the host and on the GPU.
+        self._lock, self._stream_order = packed.lock, packed.stream_order
+        self._stream_order.wait_before_deleting(self)
         self._running = False
-        with self._lock:
+        with self._lock, self._stream_order.turn():
+            buffers = PlanBuffers(shape, model.device)
+            self._buffers: PlanBuffers | None = buffers
+            steps = range(len(shape.group_sizes))
+            self._steps = [self._plan_step(packed, buffers, step) for step in steps]
             self._graph = self._captured(buffers)
 
     @property
@@ -178,6 +182,7 @@ class DecodePlan:
     def release(self) -> None:
         """Give the memory back, once no call runs; after that the plan decodes no more."""
         with self._lock:
+            self._stream_order.wait()
             self._steps = []
             self._buffers = self.packed = self._graph = None
 
@@ -222,14 +227,15 @@ class DecodePlan:
     def _captured(self, buffers: PlanBuffers) -> torch.cuda.CUDAGraph | None:
         """Return a graph of all launches, if its replay chooses the tokens that they do."""
         what = f"{_OWNER}: {self.shape}"
-        graph = captured(self._launch_all, self.model.device, what)
-        if graph is None:
-            return None
-        chosen = []
-        for run in (self._launch_all, graph.replay):
-            buffers.take_any()
-            run()
-            chosen.append(buffers.tokens.clone())
+        with float32_sums(self.model.device):
+            graph = captured(self._launch_all, self.model.device, what)
+            if graph is None:
+                return None
+            chosen = []
+            for run in (self._launch_all, graph.replay):
+                buffers.take_any()
+                run()
+                chosen.append(buffers.tokens.clone())
         if chosen[0].equal(chosen[1]):
             return graph
         warnings.warn(
@@ -383,6 +389,7 @@ class DecodePlan:
                 raise RuntimeError(f"{_OWNER}: called from its own `progress`; make another plan")
             self._running = True
             try:
-                yield self.packed, self._buffers
+                with self._stream_order.turn(), float32_sums(self.model.device):
+                    yield self.packed, self._buffers
             finally:
                 self._running = False

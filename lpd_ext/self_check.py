@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import torch
@@ -11,12 +12,21 @@ from torch import Tensor
 
 from lpd_ext import ops
 from lpd_ext.ops import reference
+from lpd_ext.ops.group_attention import HEAD_DIMS
 
 VERIFIED, FAILED, NOT_BUILT = "verified", "failed", "not built"
 STATES = (VERIFIED, FAILED, NOT_BUILT)
 
 _TOLERANCE = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
-_ALL_DTYPES = ", ".join(str(dtype).removeprefix("torch.") for dtype in _TOLERANCE)
+_DIMS = (48, 1536)  # of rows that a warp of a kernel takes, and of such that take several
+
+
+def _listed(values: Iterable[object]) -> str:
+    return ", ".join(str(value).removeprefix("torch.") for value in values)
+
+
+_ALL_DTYPES = _listed(_TOLERANCE)
+_HEAD_DIMS = f"head_dim {_listed(HEAD_DIMS)}"
 
 
 @dataclass(frozen=True)
@@ -94,39 +104,52 @@ def _integers(rows: list[Any]) -> Tensor:
 def _check_group_attention(device: torch.device) -> str:
     inputs = _Inputs()
     lengths = ("cache_len", "context_len", "q_len")
-    ragged = torch.tensor([[33, 430], [4, 0], [9, 27]], dtype=torch.int32, device="cpu")
-    calls: list[dict[str, Any]] = [
-        {"cache_len": 33, "context_len": 4},
-        {"cache_len": 400, "context_len": 19},  # enough keys for kernels that split them
-        dict(zip(lengths, ragged.unbind(), strict=True)),
+    ragged = torch.tensor([[33, 301], [4, 0], [9, 17]], dtype=torch.int32, device="cpu")
+    many_keys = {"cache_len": 301, "context_len": 20}
+    # Copies of two images, and lengths. Few images with many keys are shared out another way than
+    # many, and those another way than still more.
+    calls: list[tuple[int, dict[str, Any]]] = [
+        (1, {"cache_len": 33, "context_len": 4}),
+        (1, many_keys),
+        (1, dict(zip(lengths, ragged.unbind(), strict=True))),
+        (25, many_keys),
+        (75, many_keys),
     ]
-    for dtype, tolerance in _TOLERANCE.items():
-        for call in calls:
-            qkv = inputs.normal(2, 40, 3, 2, 64).to(dtype)
-            expected_k, expected_v = inputs.normal(2, 2, 2, 450, 64).to(dtype).double()
-            k_cache, v_cache = expected_k.to(device, dtype), expected_v.to(device, dtype)
+    for dtype, head_dim in product(_TOLERANCE, HEAD_DIMS):
+        qkv = inputs.normal(2, 40, 3, 2, head_dim).to(dtype)
+        caches = inputs.normal(2, 2, 2, 330, head_dim).to(dtype)
+        for copies, call in calls:
+            exact_caches = caches.double()
+            expected = reference.group_attention(qkv.double(), *exact_caches, **call)
+            k_cache, v_cache = (_copies(cache, copies).to(device) for cache in caches)
             moved: dict[str, Any] = {
                 name: x.to(device) if isinstance(x, Tensor) else x for name, x in call.items()
             }
-            out = ops.group_attention(qkv.to(device), k_cache, v_cache, **moved)
-            exact = (qkv.double(), expected_k, expected_v)
-            _expect_close(out, reference.group_attention(*exact, **call), tolerance)
-            _expect_close(k_cache, expected_k, 0)
-            _expect_close(v_cache, expected_v, 0)
-    return f"agrees with the reference in {_ALL_DTYPES}"
+            out = ops.group_attention(_copies(qkv, copies).to(device), k_cache, v_cache, **moved)
+            _expect_close(out, _copies(expected, copies), _TOLERANCE[dtype])
+            for got, exact in zip((k_cache, v_cache), exact_caches, strict=True):
+                _expect_equal(got, _copies(exact.to(dtype), copies))
+    images = _listed(2 * copies for copies in dict(calls))
+    return (
+        f"agrees with the reference in {_ALL_DTYPES}, {_HEAD_DIMS}: 2 images of other lengths; "
+        f"{images} images of 2 heads, 40 rows, 73 or 341 keys"
+    )
 
 
 def _check_masked_attention(device: torch.device) -> str:
     inputs = _Inputs()
-    lengths = torch.tensor([[0, 3, 40], [1, 33, 32]], dtype=torch.int32, device="cpu")
-    masks = [lengths, inputs.uniform(2, 3, 40) < 0.5, inputs.uniform(3, 40) < 0.1]
-    for dtype, tolerance in _TOLERANCE.items():
+    lengths = torch.tensor([[0, 3, 300], [1, 33, 132]], dtype=torch.int32, device="cpu")
+    masks = [lengths, inputs.uniform(2, 3, 300) < 0.5, inputs.uniform(3, 300) < 0.1]
+    for dtype, head_dim in product(_TOLERANCE, HEAD_DIMS):
+        q, k, v = (inputs.normal(2, 2, rows, head_dim).to(dtype) for rows in (3, 300, 300))
         for mask in masks:
-            q, k, v = (inputs.normal(2, 2, rows, 64).to(dtype) for rows in (3, 40, 40))
             out = ops.masked_attention(*(x.to(device) for x in (q, k, v, mask)))
             exact = reference.masked_attention(q.double(), k.double(), v.double(), mask)
-            _expect_close(out, exact, tolerance)
-    return f"agrees with the reference in {_ALL_DTYPES}"
+            _expect_close(out, exact, _TOLERANCE[dtype])
+    return (
+        f"agrees with the reference in {_ALL_DTYPES}, {_HEAD_DIMS}: 300 keys, masks of numbers, "
+        "of an image and of all"
+    )
 
 
 def _check_token_selection(device: torch.device) -> str:
@@ -146,7 +169,10 @@ def _check_token_selection(device: torch.device) -> str:
                 )
                 expected = reference.token_selection(logits, uniform, **options, top_p=top_p)
                 _expect_close(ids, expected, 0)
-    return f"same ids as the reference in {_ALL_DTYPES}"
+    return (
+        f"same ids as the reference in {_ALL_DTYPES}: 300 to 33000 tokens, with guidance, greedy, "
+        "top-k, top-p"
+    )
 
 
 def _check_token_selection_(device: torch.device) -> str:
@@ -159,7 +185,7 @@ def _check_token_selection_(device: torch.device) -> str:
         ops.token_selection_(tokens, *(x.to(device) for x in (positions, logits, uniform)))
         reference.token_selection_(expected, positions, logits, uniform)
         _expect_close(tokens, expected, 0)
-    return f"same ids as the reference in {_ALL_DTYPES}"
+    return f"same ids as the reference in {_ALL_DTYPES}: 300 tokens"
 
 
 def _check_fused_linear(device: torch.device) -> str:
@@ -178,73 +204,76 @@ def _check_fused_linear(device: torch.device) -> str:
                 x.double(), weight, bias, norm=norm, epilogue=epilogue, out=y.double()
             )
             _expect_close(out, expected, tolerance)
-    return "agrees with the reference in float32, bfloat16"
+    return "agrees with the reference in float32, bfloat16: 48 to 40 features, both epilogues"
 
 
 def _check_group_embedding(device: torch.device) -> str:
     inputs = _Inputs()
     tokens = _integers([[4, 0, -1, 2], [1, 1, 3, 0]])
     order = _integers([[3, 0, 2, 1], [0, 1, 2, 3]])
-    norm = (inputs.normal(48), inputs.normal(48))
-    moved = (norm[0].to(device), norm[1].to(device))
-    for dtype in _TOLERANCE:
-        tables = [inputs.normal(*shape).to(dtype) for shape in ((5, 48), (48,), (4, 48))]
+    for dtype, dim in product(_TOLERANCE, _DIMS):
+        norm = (inputs.normal(dim), inputs.normal(dim))
+        moved = (norm[0].to(device), norm[1].to(device))
+        tables = [inputs.normal(*shape).to(dtype) for shape in ((5, dim), (dim,), (4, dim))]
         moved_tables = [table.to(device) for table in tables]
         exact_tables = [table.double() for table in tables]
-        out = torch.zeros(4, 4, 48, dtype=torch.float32, device=device)
-        expected = torch.zeros(4, 4, 48, dtype=torch.float64, device="cpu")
+        out = torch.zeros(4, 4, dim, dtype=torch.float32, device=device)
+        expected = torch.zeros(4, 4, dim, dtype=torch.float64, device="cpu")
         arguments: Any = (tokens.to(device), order.to(device), *moved_tables, moved, (0, 3), 4)
         ops.group_embedding(*arguments, out=out)
         arguments = (tokens, order, *exact_tables, norm, (0, 3), 4)
         reference.group_embedding(*arguments, out=expected)
         _expect_close(out, expected, 1e-5)
-    return f"agrees with the reference in {_ALL_DTYPES}"
+    return f"agrees with the reference in {_ALL_DTYPES}: {_listed(_DIMS)} features"
 
 
 def _check_add_layer_norm(device: torch.device) -> str:
     inputs = _Inputs()
-    norm = (inputs.normal(48), inputs.normal(48))
-    moved = (norm[0].to(device), norm[1].to(device))
-    for dtype, tolerance in _TOLERANCE.items():
-        x, delta, bias = (
-            inputs.normal(2, 5, 48),
-            inputs.normal(2, 5, 48).to(dtype),
-            inputs.normal(48),
-        )
-        expected_x, expected = x.double(), torch.zeros(2, 5, 48, dtype=torch.float64, device="cpu")
+    for (dtype, tolerance), dim in product(_TOLERANCE.items(), _DIMS):
+        norm = (inputs.normal(dim), inputs.normal(dim))
+        moved = (norm[0].to(device), norm[1].to(device))
+        x, bias = inputs.normal(2, 5, dim), inputs.normal(dim)
+        delta = inputs.normal(2, 5, dim).to(dtype)
+        expected = torch.zeros(2, 5, dim, dtype=torch.float64, device="cpu")
+        expected_x = x.double()
         exact: Any = {"delta": delta.double(), "bias": bias.double(), "out": expected}
         reference.add_layer_norm(expected_x, norm, **exact)
-        x, out = x.to(device), torch.zeros(2, 5, 48, dtype=dtype, device=device)
+        x, out = x.to(device), torch.zeros(2, 5, dim, dtype=dtype, device=device)
         ops.add_layer_norm(x, moved, delta=delta.to(device), bias=bias.to(device), out=out)
         _expect_close(x, expected_x, 1e-5)
         _expect_close(out, expected, 2 * tolerance)  # values of up to 8
-    return f"agrees with the reference in {_ALL_DTYPES}"
+    return f"agrees with the reference in {_ALL_DTYPES}: {_listed(_DIMS)} features"
 
 
 def _check_bias_gelu(device: torch.device) -> str:
     inputs = _Inputs()
-    for dtype, tolerance in _TOLERANCE.items():
-        x, bias = inputs.normal(3, 100).to(dtype), inputs.normal(100)
-        expected = torch.zeros(3, 100, dtype=torch.float64, device="cpu")
+    all_features = (100, 1035)
+    for (dtype, tolerance), features in product(_TOLERANCE.items(), all_features):
+        x, bias = inputs.normal(3, features).to(dtype), inputs.normal(features)
+        expected = torch.zeros(3, features, dtype=torch.float64, device="cpu")
         reference.bias_gelu(x.double(), bias.double(), out=expected)
         moved = x.to(device)
         ops.bias_gelu(moved, bias.to(device), out=moved)
         _expect_close(moved, expected, tolerance)
-    return f"agrees with the reference in {_ALL_DTYPES}"
+    return f"agrees with the reference in {_ALL_DTYPES}: {_listed(all_features)} features"
 
 
 def _check_linear_gelu(device: torch.device) -> str:
     inputs = _Inputs()
-    for dtype in (torch.bfloat16, torch.float16):
-        for rows in (3, 300):  # of both shapes of a block
-            x, bias = inputs.normal(rows, 72).to(dtype), inputs.normal(40)
-            weight = (inputs.normal(40, 72) / 72**0.5).to(dtype)
-            expected = torch.zeros(rows, 40, dtype=torch.float64, device="cpu")
-            reference.linear_gelu(x.double(), weight.double(), bias.double(), out=expected)
-            out = torch.empty(rows, 40, dtype=dtype, device=device)
-            ops.linear_gelu(x.to(device), weight.to(device), bias.to(device), out=out)
-            _expect_close(out, expected, _TOLERANCE[dtype])
-    return "agrees with the reference in bfloat16 and float16"
+    # Few and many rows are shared out in two ways; 140 features end amid a vector.
+    all_rows, all_features = (3, 300), (136, 140)
+    for dtype, rows, features in product((torch.float16, torch.bfloat16), all_rows, all_features):
+        x, bias = inputs.normal(rows, 584).to(dtype), inputs.normal(features)
+        weight = (inputs.normal(features, 584) / 584**0.5).to(dtype)
+        expected = torch.zeros(rows, features, dtype=torch.float64, device="cpu")
+        reference.linear_gelu(x.double(), weight.double(), bias.double(), out=expected)
+        out = torch.empty(rows, features, dtype=dtype, device=device)
+        ops.linear_gelu(x.to(device), weight.to(device), bias.to(device), out=out)
+        _expect_close(out, expected, _TOLERANCE[dtype])
+    return (
+        f"agrees with the reference in float16, bfloat16: {_listed(all_rows)} rows, 584 to "
+        f"{_listed(all_features)} features"
+    )
 
 
 def _check_group_order(device: torch.device) -> str:
@@ -252,13 +281,25 @@ def _check_group_order(device: torch.device) -> str:
     calls: list[tuple[tuple[int, int], list[int], Tensor | None]] = [
         ((6, 7), [1, 4, 7, 9, 10, 11], None),
         ((6, 7), [2, 4, 6, 9, 10], _Inputs().uniform(3, 42).argsort(dim=1) < 11),
-        ((1, 257), [1, 60, 90, 106], None),  # more cells than one warp of the kernel takes
+        ((1, 257), [1, 20, 30, 206], None),  # more cells than one warp of the kernel takes,
+        ((33, 32), [1, 20, 1035], None),  # and than four
     ]
     for grid, sizes, known in calls:
         moved = None if known is None else known.to(device)
         order = ops.group_order(seeds.to(device), grid, sizes, known=moved)
         _expect_close(order, reference.group_order(seeds, grid, sizes, known=known), 0)
-    return "same orders as the reference"
+    grids = _listed(f"{height}x{width}" for height, width in dict.fromkeys(c[0] for c in calls))
+    return f"same orders as the reference: grids of {grids}, with and without known positions"
+
+
+def _copies(images: Tensor, count: int) -> Tensor:
+    """Return each image several times over, so that the reference need not compute all of them."""
+    return images.repeat(count, *[1] * (images.ndim - 1))
+
+
+def _expect_equal(got: Tensor, expected: Tensor) -> None:
+    if not got.cpu().equal(expected):
+        _expect_close(got, expected, 0)
 
 
 def _expect_close(got: Tensor, expected: Tensor, tolerance: float) -> None:

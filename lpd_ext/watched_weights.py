@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,26 +29,25 @@ class Snapshot:
 
     def __init__(self, weights: Mapping[str, Tensor]) -> None:
         # The tensors keep their memory, so that no other can get the same address.
-        self._weights = {
-            name: (parameter.detach(), parameter._version) for name, parameter in weights.items()
-        }
-        self._samples = [_sample(tensor) for tensor, _ in self._weights.values()]
+        self._weights = {name: parameter.detach() for name, parameter in weights.items()}
+        self._marks = _marks(weights.values())
+        samples: dict[torch.dtype, list[Tensor]] = {}
+        for tensor in self._weights.values():
+            samples.setdefault(tensor.dtype, []).append(_sample(tensor))
+        self._samples = list(samples.values())
         self._values = self._sampled()
 
     def holds(self, weights: Mapping[str, Tensor]) -> bool:
         """Return whether these are the same weights, with the same values."""
         if weights.keys() != self._weights.keys():
             return False
-        for name, (tensor, version) in self._weights.items():
-            now = weights[name]
-            same = now._version == version and now.data_ptr() == tensor.data_ptr()
-            if not (same and _layout(now) == _layout(tensor)):
-                return False
+        if _marks(weights[name] for name in self._weights) != self._marks:
+            return False
         return torch.equal(self._sampled(), self._values)
 
     def check_shapes(self, op: str, argument: str, weights: Mapping[str, Tensor]) -> None:
         """Demand weights of the same names and shapes."""
-        before = {name: list(tensor.shape) for name, (tensor, _) in self._weights.items()}
+        before = {name: list(tensor.shape) for name, tensor in self._weights.items()}
         now = {name: list(tensor.shape) for name, tensor in weights.items()}
         for name in before | now:
             if before.get(name) != now.get(name):
@@ -59,7 +59,9 @@ class Snapshot:
         self._values = self._values.new_empty(0)
 
     def _sampled(self) -> Tensor:
-        return torch.cat(self._samples).float().view(torch.int32)  # as bits: NaN equals NaN
+        # One by dtype: of several, each tensor would be copied by itself on a GPU.
+        values = [torch.cat(samples).float() for samples in self._samples]
+        return torch.cat(values).view(torch.int32)  # as bits: NaN equals NaN
 
 
 def check_watchable(op: str, argument: str, weights: Mapping[str, Tensor]) -> None:
@@ -81,5 +83,6 @@ def _sample(tensor: Tensor) -> Tensor:
     return line[:: max(1, len(line) // _SAMPLES)]
 
 
-def _layout(tensor: Tensor) -> tuple[torch.dtype, torch.Size, tuple[int, ...]]:
-    return tensor.dtype, tensor.shape, tensor.stride()
+def _marks(tensors: Iterable[Tensor]) -> list[tuple[Any, ...]]:
+    """Return what torch changes of tensors when it writes them or gives them other memory."""
+    return [(t._version, t.data_ptr(), t.dtype, t.shape, t.stride()) for t in tensors]

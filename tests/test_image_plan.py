@@ -1,6 +1,7 @@
 """A planned decode of the tokenizer is `VQModel.decode`: values, changes of weights, one graph."""
 
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from dataclasses import replace
 
@@ -12,6 +13,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from lpd_ext import ImagePlan, VQModel
+from lpd_ext.cuda_precision import float32_convolutions
 
 GRID = (3, 4)  # not square: a transposed grid would show
 CONFIG = replace(TINY, in_channels=3)
@@ -31,7 +33,8 @@ def some_codes(count=4, seed=1):
 
 @torch.no_grad()
 def unplanned(vq, codes, dtype):
-    return deepcopy(vq).to(dtype).decode(codes, GRID)
+    with float32_convolutions(codes.device):
+        return deepcopy(vq).to(dtype).decode(codes, GRID)
 
 
 @pytest.mark.parametrize("mult", [(1, 2), (1, 1, 2), (2,)], ids=str)
@@ -309,6 +312,19 @@ class TestOnAGpu:
         assert after.equal(ImagePlan(on_gpu, 4, GRID)(codes))
         assert plan._graph is graph
 
+    def test_threads_with_streams_of_their_own_share_a_plan(self, on_gpu):
+        plan, codes = ImagePlan(on_gpu, 4, GRID), some_codes().to("cuda")
+        requests = [codes, codes.flip(0)]
+        expected = [plan(request) for request in requests]
+        torch.cuda.synchronize()
+
+        def right(request, images):
+            with torch.cuda.stream(torch.cuda.Stream()):
+                return all(plan(request).equal(images) for _ in range(200))
+
+        with ThreadPoolExecutor(2) as pool:
+            assert all(pool.map(right, requests, expected))
+
     def test_no_allocation_in_a_replay(self, on_gpu):
         plan = ImagePlan(on_gpu, 4, GRID)
         plan(some_codes().to("cuda"))
@@ -323,6 +339,6 @@ class TestOnAGpu:
             raise torch.OutOfMemoryError
 
         monkeypatch.setattr(torch.cuda, "graph", refuse)
-        with pytest.warns(RuntimeWarning, match=r"ImagePlan: batch_size 4.*MiB: not enough"):
+        with pytest.warns(RuntimeWarning, match=r"ImagePlan: batch_size 4.*MiB: .*not enough"):
             plan = ImagePlan(on_gpu, 4, GRID)
         assert plan(some_codes().to("cuda")).equal(expected)

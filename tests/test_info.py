@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from lpd_ext import _binary, cpu_variant, ops
 from lpd_ext.cli import main
 from lpd_ext.info import RUN_ON, info
 from lpd_ext.ops.launch import device_types
+from lpd_ext.self_check import Verdict, self_check
 from lpd_ext.verdicts import RememberedVerdict
 
 ROOT = Path(__file__).parent.parent
@@ -31,7 +33,14 @@ OPS = (
 )
 
 
-def test_versions_and_build():
+@pytest.fixture
+def no_checks(monkeypatch):
+    """The report without what takes a second in it."""
+    checked = Verdict("verified", "not looked at here")
+    monkeypatch.setattr(info_module, "self_check", lambda op, device: checked)
+
+
+def test_versions_and_build(no_checks):
     report = info()
     assert report["versions"]["torch"] == torch.__version__
     assert report["versions"]["lpd_ext"] == _binary.VERSION == report["build"]["version"]
@@ -47,18 +56,18 @@ def test_every_op_is_verified_on_the_cpu(variant):
     assert {op: kernels[op]["cpu"]["state"] for op in OPS} == dict.fromkeys(OPS, "verified")
 
 
-def test_instruction_sets(variant):
+def test_instruction_sets(variant, no_checks):
     sets = info()["cpu_variants"]
     assert sets == {"in use": variant, "available": list(cpu_variant.cpu_variants())}
 
 
-def test_ops_are_not_claimed_where_there_is_no_build(monkeypatch):
+def test_ops_are_not_claimed_where_there_is_no_build(monkeypatch, no_checks):
     build = _binary.host.build_info() | {"cuda": ""}
     monkeypatch.setattr(_binary, "host", FakeHost(build))
     assert {entry["cuda"]["state"] for entry in info()["kernels"].values()} == {"not built"}
 
 
-def test_a_build_without_a_device_is_not_called_verified(monkeypatch):
+def test_a_build_without_a_device_is_not_called_verified(monkeypatch, no_checks):
     # Nor is an op that has no CUDA kernel called built.
     build = _binary.host.build_info() | {"cuda": "13.0"}
     monkeypatch.setattr(_binary, "host", FakeHost(build))
@@ -78,7 +87,7 @@ def test_the_dispatcher_knows_what_is_built():
 
 
 @pytest.fixture
-def two_gpus(monkeypatch):
+def two_gpus(monkeypatch, no_checks):
     """Two GPUs, as the report sees them."""
     remembered = RememberedVerdict("verified", "agrees", "2026-01-02T03:04:05+00:00", "580.65.06")
     failed = dataclasses.replace(remembered, state="failed", detail="differs by 7")
@@ -133,7 +142,7 @@ def test_a_gpu_on_which_nothing_runs_is_reported(two_gpus, monkeypatch):
     assert entry == {"state": "unchecked", "detail": "CUDA out of memory."}
 
 
-def test_what_no_gpu_has_run_says_so(monkeypatch):
+def test_what_no_gpu_has_run_says_so(monkeypatch, no_checks):
     monkeypatch.setattr(info_module, "RUN_ON", {"group_attention": (), "group_order": ("A", "B")})
     record = info()["cuda_kernels"]
     assert record["group_attention"] == "not yet run on a GPU"
@@ -168,16 +177,23 @@ def test_a_wrong_kernel_is_found(monkeypatch, op):
         return out
 
     monkeypatch.setattr(ops, op, wrong)
-    kernels = info()["kernels"]
-    assert kernels[op]["cpu"]["state"] == "failed"
-    assert "differs from the reference" in kernels[op]["cpu"]["detail"]
-    assert [other for other in OPS if kernels[other]["cpu"]["state"] == "failed"] == [op]
+    verdict = self_check(op, torch.device("cpu"))
+    assert verdict.state == "failed"
+    assert "differs from the reference" in verdict.detail
+
+
+def test_a_report_names_the_wrong_kernel(monkeypatch):
+    right = ops.bias_gelu
+    monkeypatch.setattr(ops, "bias_gelu", lambda x, bias, out: right(x, bias, out=out.mul_(2)))
+    states = {op: entry["cpu"]["state"] for op, entry in info()["kernels"].items()}
+    assert states == dict.fromkeys(OPS, "verified") | {"bias_gelu": "failed"}
 
 
 def test_nan_is_a_difference(monkeypatch):
     right = ops.group_attention
-    monkeypatch.setattr(ops, "group_attention", lambda *args: right(*args) * float("nan"))
-    assert info()["kernels"]["group_attention"]["cpu"]["state"] == "failed"
+    monkeypatch.setattr(ops, "group_attention", lambda *a, **k: right(*a, **k) * float("nan"))
+    verdict = self_check("group_attention", torch.device("cpu"))
+    assert verdict == Verdict("failed", "differs from the reference by nan (at most 1e-05)")
 
 
 @pytest.mark.parametrize("forgotten", [0, 1], ids=["k_cache", "v_cache"])
@@ -185,12 +201,14 @@ def test_a_written_cache_counts(monkeypatch, forgotten):
     # Right output, wrong side effect.
     right = ops.group_attention
 
-    def forgets_a_cache(qkv, *args):
-        caches = [cache.clone() if i == forgotten else cache for i, cache in enumerate(args[:2])]
-        return right(qkv, *caches, *args[2:])
+    def forgets_a_cache(qkv, *caches, **lengths):
+        caches = [cache.clone() if i == forgotten else cache for i, cache in enumerate(caches)]
+        return right(qkv, *caches, **lengths)
 
     monkeypatch.setattr(ops, "group_attention", forgets_a_cache)
-    assert info()["kernels"]["group_attention"]["cpu"]["state"] == "failed"
+    verdict = self_check("group_attention", torch.device("cpu"))
+    assert verdict.state == "failed"
+    assert re.fullmatch(r"differs from the reference by \d.* \(at most 0\)", verdict.detail)
 
 
 def test_an_op_without_a_kernel_is_not_built(monkeypatch):
@@ -198,11 +216,9 @@ def test_an_op_without_a_kernel_is_not_built(monkeypatch):
         raise NotImplementedError("group_order: argument `seeds`: expected device cpu, got cuda")
 
     monkeypatch.setattr(ops, "group_order", missing)
-    entry = info()["kernels"]["group_order"]["cpu"]
-    assert entry == {
-        "state": "not built",
-        "detail": "group_order: argument `seeds`: expected device cpu, got cuda",
-    }
+    assert self_check("group_order", torch.device("cpu")) == Verdict(
+        "not built", "group_order: argument `seeds`: expected device cpu, got cuda"
+    )
 
 
 class FakeHost:

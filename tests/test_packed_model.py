@@ -9,6 +9,7 @@ from test_decode import CONFIG, SIZES
 from test_plan import call
 from tiny_pipeline import tiny_pipeline
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lpd_ext import LPD, DecodePlan, LPDConfig, decode
 from lpd_ext.packed_model import PackedModel
@@ -134,6 +135,27 @@ def test_unchanged_weights_are_packed_once(model, monkeypatch):
     plan(**call())
     plan(**call())
     assert refreshed == [False] * 4 + [True, False]
+
+
+@DTYPES
+def test_unchanged_weights_are_neither_walked_nor_copied_one_by_one(model, monkeypatch, dtype):
+    # A call on a GPU waits for this: tensors of two dtypes in one `cat` are copied one by one.
+    packed = PackedModel(model.to(dtype), dtype)  # norms stay float32
+    for walk in ("named_modules", "named_parameters"):
+        monkeypatch.setattr(nn.Module, walk, interrupt)
+
+    class Joined(TorchDispatchMode):
+        dtypes = ()
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if function is torch.ops.aten.cat.default:
+                self.dtypes += ({tensor.dtype for tensor in args[0]},)
+            return function(*args, **kwargs or {})
+
+    with Joined() as joined:
+        assert not packed.refresh()
+    assert all(len(dtypes) == 1 for dtypes in joined.dtypes)
+    assert len(joined.dtypes) == len({dtype, torch.float32}) + 1  # the last one: all as float32
 
 
 def test_nan_weights_are_packed_once(model):
@@ -314,7 +336,7 @@ def tensors_in(value):
         for item in value:
             yield from tensors_in(item)
     elif hasattr(value, "__dict__"):
-        skipped = ("model", "_seen")
+        skipped = ("model", "_checked", "_seen")
         for name, item in vars(value).items():
             if name not in skipped:
                 yield from tensors_in(item)

@@ -98,32 +98,6 @@ def with_weights_of(model: nn.Module, config: LPDConfig) -> LPD:
     return shared
 
 
-class Structure:
-    """Which modules, parameters and hooks a module consisted of at one moment."""
-
-    def __init__(self, model: nn.Module) -> None:
-        modules = list(model.modules())
-        self._held = [
-            (holder, key, value)
-            for module in modules
-            for holder in (module._modules, module._parameters)
-            for key, value in holder.items()
-        ]
-        self._hooks: list[dict[Any, Any]] = [
-            hooks
-            for module in modules
-            for hooks in (module._forward_hooks, module._forward_pre_hooks)
-        ]
-
-    def holds(self) -> bool:
-        """Return whether it still consists of the same ones."""
-        return all(holder.get(key) is value for holder, key, value in self._held)
-
-    def has_hooks(self) -> bool:
-        """Return whether calls of a part of it run something else as well."""
-        return any(self._hooks)
-
-
 def _config(op: str, model: Any) -> LPDConfig:
     """Read the configuration off the weights, which must be those of an LPD, and no others."""
     state = model.state_dict()
