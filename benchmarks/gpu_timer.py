@@ -5,6 +5,7 @@ Beside it CuPy's event timer, which sees every launch as it comes from Python.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
@@ -13,6 +14,8 @@ from typing import Any, Protocol
 
 import torch
 from contender import Contender
+
+from lpd_ext.cuda_graph import captured
 
 MOST_REPLAYS = 64  # in a block
 
@@ -41,15 +44,12 @@ class CudaGpu:
         self._cold = torch.empty(max(2 * size, 2**26), dtype=torch.uint8, device="cuda")
 
     def capture(self, run: Callable[[], None]) -> Callable[[], None]:
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):  # what is set up at a first call is no work of a graph
-            for _ in range(3):
-                run()
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        for _ in range(2):  # what is set up at a first call is no work of a graph
             run()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", RuntimeWarning)  # a contender without a graph is none
+            graph = captured(run, self._cold.device, "contender")
+        assert graph is not None
         return graph.replay
 
     def flush(self) -> None:

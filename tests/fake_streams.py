@@ -1,9 +1,12 @@
 """Streams, events and graphs of a GPU that is not there: they write down what they are asked."""
 
+import functools
 import threading
 from contextlib import contextmanager
 
 import torch
+
+from lpd_ext import cuda_graph
 
 DEVICE = torch.device("cuda", 0)
 POOL = 32  # streams that torch hands out in turn
@@ -33,6 +36,10 @@ class FakeGpu:
             "empty_cache": lambda: None,
         }.items():
             monkeypatch.setattr(torch.cuda, name, fake)
+        # What was kept of streams is of others.
+        fresh = functools.cache(cuda_graph._stream_to_warm_up_on.__wrapped__)
+        monkeypatch.setattr(cuda_graph, "_stream_to_warm_up_on", fresh)
+        monkeypatch.setattr(cuda_graph, "_captured_on", set())
         for name in ("_host_emptyCache", "_cuda_clearCublasWorkspaces"):
             clear = lambda name=name: self.log.append((name, None))  # noqa: E731
             monkeypatch.setattr(torch._C, name, clear, raising=False)
@@ -107,3 +114,6 @@ class Graph:
     def capture_end(self):
         self._gpu.capturing -= 1
         self._gpu.did("end")
+
+    def replay(self):
+        self._gpu.did("replay")

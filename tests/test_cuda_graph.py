@@ -8,16 +8,12 @@ import pytest
 import torch
 from fake_streams import DEVICE, POOL, FakeGpu
 
-from lpd_ext import cuda_graph
 from lpd_ext.cuda_graph import captured
 
 
 @pytest.fixture
 def gpu(monkeypatch):
-    monkeypatch.setattr(cuda_graph, "_captured_on", set())
-    cuda_graph._stream_to_warm_up_on.cache_clear()
-    yield FakeGpu(monkeypatch)
-    cuda_graph._stream_to_warm_up_on.cache_clear()
+    return FakeGpu(monkeypatch)
 
 
 def places(gpu, what):

@@ -4,13 +4,14 @@ import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
+import fake_streams
 import numpy as np
 import pytest
 import torch
 
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
 import gpu_timer
-from gpu_timer import MOST_REPLAYS, GraphContender, LoopContender
+from gpu_timer import MOST_REPLAYS, CudaGpu, GraphContender, LoopContender
 
 COLD, HOT, FLUSH = 20e-6, 5e-6, 1e-3  # seconds of a call, and of a flush
 
@@ -48,6 +49,31 @@ class FakeGpu:
 @pytest.fixture
 def gpu():
     return FakeGpu()
+
+
+@pytest.fixture
+def cuda_gpu(monkeypatch):
+    """The real timer, over functions of torch that write down what they are asked."""
+    fake = fake_streams.FakeGpu(monkeypatch)
+    own = object.__new__(CudaGpu)
+    own._cold = SimpleNamespace(device=fake_streams.DEVICE)
+    return own, fake
+
+
+def test_contenders_are_captured_on_streams_of_their_own(cuda_gpu):
+    # On one stream they would share cuBLAS's workspace, which goes with the first of them.
+    own, fake = cuda_gpu
+    for _ in range(3):
+        own.capture(fake.launch)
+    streams = [stream for what, stream in fake.log if what == "captured run"]
+    assert len(set(streams)) == 3
+
+
+def test_a_contender_that_cannot_be_captured_says_why(cuda_gpu):
+    own, fake = cuda_gpu
+    fake.fails = {"captured run": RuntimeError("the cause")}
+    with pytest.raises(RuntimeWarning, match="the cause"):
+        own.capture(fake.launch)
 
 
 def contender(gpu, inputs):
