@@ -246,6 +246,7 @@ def test_no_file_holds_two_ideas():
         "add_layer_norm",
         "bias_gelu",
         "linear_gelu",
+        "group_norm_silu",
     ],
 )
 def test_an_op_has_its_stem_in_every_room(stem):
