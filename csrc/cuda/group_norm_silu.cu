@@ -101,42 +101,39 @@ __device__ __forceinline__ void for_each_pixel(const T* x,
                                                int count,
                                                const Function& function) {
   float values[kValues] = {};
-  if (!aligned || count != kValues) {
+  int pixel = row;
+  if (aligned && count == kValues) {
+    constexpr int kChunks = kValues / Chunk<T>::kSize;
 #pragma unroll 1
-    for (int pixel = row; pixel < pixels; pixel += num_rows) {
-      load_values(x + pixel * channels, false, values, count);
-      function(values, pixel);
-    }
-    return;
-  }
-  constexpr int kChunks = kValues / Chunk<T>::kSize;
-#pragma unroll 1
-  for (int first = row; first < pixels; first += kAhead * num_rows) {
-    Chunk<T> chunks[kAhead][kChunks];
+    for (; pixel + (kAhead - 1) * num_rows < pixels; pixel += kAhead * num_rows) {
+      Chunk<T> chunks[kAhead][kChunks];
 #pragma unroll
-    for (int i = 0; i < kAhead; ++i) {
-      const int pixel = min(first + i * num_rows, pixels - 1);
+      for (int i = 0; i < kAhead; ++i) {
 #pragma unroll
-      for (int j = 0; j < kChunks; ++j) {
-        chunks[i][j] = load_chunk(x + pixel * channels + j * Chunk<T>::kSize, true);
+        for (int j = 0; j < kChunks; ++j) {
+          const T* const from = x + (pixel + i * num_rows) * channels + j * Chunk<T>::kSize;
+          chunks[i][j] = load_chunk(from, true);
+        }
       }
-    }
 #pragma unroll
-    for (int i = 0; i < kAhead; ++i) {
-      const int pixel = first + i * num_rows;
-      if (pixel < pixels) {
+      for (int i = 0; i < kAhead; ++i) {
 #pragma unroll
         for (int j = 0; j < kValues; ++j) {
           values[j] = to_float(chunks[i][j / Chunk<T>::kSize].elements[j % Chunk<T>::kSize]);
         }
-        function(values, pixel);
+        function(values, pixel + i * num_rows);
       }
     }
+  }
+#pragma unroll 1
+  for (; pixel < pixels; pixel += num_rows) {
+    load_values(x + pixel * channels, aligned, values, count);
+    function(values, pixel);
   }
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     group_norm_silu_statistics_kernel(const GroupNormSiluParams params,
                                       const Division division,
                                       bool aligned,
@@ -208,7 +205,7 @@ __device__ __forceinline__ float silu(float y) {
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     group_norm_silu_apply_kernel(const GroupNormSiluParams params,
                                  const Division division,
                                  bool aligned,
