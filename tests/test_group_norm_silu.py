@@ -196,7 +196,9 @@ def test_silu_of_large_and_special_values(device, variant, dtype):
     norm = torch.ones(10, device=device), bias.to(device)
     out = group_norm_silu(x, 10, norm, out=torch.empty_like(x))
     expected = F.silu(bias.double()).to(dtype)
-    torch.testing.assert_close(out[0, :, 1, 1].cpu(), expected, rtol=1e-6, atol=1e-30, equal_nan=True)
+    torch.testing.assert_close(
+        out[0, :, 1, 1].cpu(), expected, rtol=1e-6, atol=1e-30, equal_nan=True
+    )
 
 
 def test_repeats_are_bitwise_equal(device, repeats):

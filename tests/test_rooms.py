@@ -110,8 +110,10 @@ IMPORTS = {
     "lpd_ext/watched_weights.py": ["lpd_ext.checks"],
     "lpd_ext/image_plan.py": [
         "lpd_ext.models",
+        "lpd_ext.ops",
         "lpd_ext.checks",
         "lpd_ext.cuda_graph",
+        "lpd_ext.verdicts",
         "lpd_ext.watched_weights",
     ],
     "lpd_ext/plan_buffers.py": ["lpd_ext.models", "lpd_ext.checks", "lpd_ext.packed_model"],

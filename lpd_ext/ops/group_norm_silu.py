@@ -1,4 +1,4 @@
-"""What stands before a convolution of the tokenizer: GroupNorm and SiLU, in channels-last memory."""
+"""What stands before a convolution of the tokenizer: GroupNorm and SiLU, channels last."""
 
 import torch
 from torch import Tensor
