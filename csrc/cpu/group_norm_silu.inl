@@ -30,14 +30,6 @@ inline Vector load_some(const T* from, int64_t count) {
   return load(some);
 }
 
-template <class T>
-inline void store_some(T* to, Vector x, int64_t count) {
-  if (count >= kLanes) return store(to, x);
-  T some[kLanes];
-  store(some, x);
-  std::copy_n(some, count, to);
-}
-
 // Of kCount neighbouring vectors of channels; the last one holds `count` channels, the others all.
 template <int kCount, class T>
 inline void channel_statistics(const T* x,
@@ -154,14 +146,11 @@ struct Affine {
   }
 };
 
-// y / (1 + exp(-y)), by the exponential of what is negative: it overflows for no y.
+// y / (1 + exp(-y)). Below -87 it is 0 but for 1e-36.
 inline Vector silu(Vector y) {
-  constexpr float kLog2E = 1.44269504f;
-  const Mask negative = less(y, zero());
-  const Vector power =
-      exp2_nonpositive(multiply(y, select(negative, broadcast(kLog2E), broadcast(-kLog2E))));
-  const Vector over = select(negative, multiply(y, power), y);
-  return divide(over, add(broadcast(1.0f), power));
+  y = maximum(broadcast(-87.0f), y);  // NaN stays NaN
+  const Vector power = exp2_below_127(multiply(y, broadcast(-1.44269504f)));
+  return multiply(y, reciprocal(add(power, broadcast(1.0f))));
 }
 
 template <bool kSilu, class T>
@@ -170,13 +159,19 @@ inline void apply_to_chunk(const T* x,
                            int64_t pixels,
                            const Affine& affine,
                            T* out) {
-  for (int64_t pixel = 0; pixel < pixels; ++pixel) {
-    for (int64_t i = 0; i < channels; i += kLanes) {
-      const int64_t at = pixel * channels + i, count = channels - i;
-      const Vector off = subtract(load_some(x + at, count), load(affine.means + i));
-      const Vector y = multiply_add(off, load(affine.scales + i), load(affine.shifts + i));
-      store_some(out + at, kSilu ? silu(y) : y, count);
-    }
+  const auto result = [&](Vector value, int64_t i) {
+    const Vector off = subtract(value, load(affine.means + i));
+    const Vector y = multiply_add(off, load(affine.scales + i), load(affine.shifts + i));
+    return kSilu ? silu(y) : y;
+  };
+  for (int64_t pixel = 0; pixel < pixels; ++pixel, x += channels, out += channels) {
+    int64_t i = 0;
+    for (; i + kLanes <= channels; i += kLanes) store(out + i, result(load(x + i), i));
+    if (i == channels) continue;
+    T rest[kLanes] = {};  // a vector, beside the row
+    std::copy(x + i, x + channels, rest);
+    store(rest, result(load(rest), i));
+    std::copy_n(rest, channels - i, out + i);
   }
 }
 

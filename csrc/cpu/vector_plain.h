@@ -56,11 +56,12 @@ LPD_INLINE void store(T* to, const Vector& x) {
 LPD_INLINE Vector add(const Vector& a, const Vector& b) { return {a.lane + b.lane}; }
 LPD_INLINE Vector subtract(const Vector& a, const Vector& b) { return {a.lane - b.lane}; }
 LPD_INLINE Vector multiply(const Vector& a, const Vector& b) { return {a.lane * b.lane}; }
-LPD_INLINE Vector divide(const Vector& a, const Vector& b) { return {a.lane / b.lane}; }
 // a * b + c, rounded once where the machine has an instruction for it (not here).
 LPD_INLINE Vector multiply_add(const Vector& a, const Vector& b, const Vector& c) {
   return {a.lane * b.lane + c.lane};
 }
+// 1 / x for normal numbers up to 2^126, within two units in the last place.
+LPD_INLINE Vector reciprocal(const Vector& x) { return {1.0f / x.lane}; }
 // Of a NaN and a number: b.
 LPD_INLINE Vector maximum(const Vector& a, const Vector& b) {
   return {a.lane > b.lane ? a.lane : b.lane};
