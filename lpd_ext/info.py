@@ -23,6 +23,7 @@ RUN_ON: Mapping[str, tuple[str, ...]] = {
     "add_layer_norm": (),
     "bias_gelu": (),
     "linear_gelu": (),
+    "group_norm_silu": (),
     "group_embedding": (),
 }
 """Ops that have a CUDA kernel, and the GPUs on which the project itself has run its tests."""

@@ -276,6 +276,24 @@ def _check_linear_gelu(device: torch.device) -> str:
     )
 
 
+def _check_group_norm_silu(device: torch.device) -> str:
+    inputs = _Inputs()
+    # Chunks of pixels that are merged, the last one ragged; channels that fill no vector.
+    for shape, num_groups in (((2, 512, 9, 5), 32), ((2, 6, 5, 7), 2)):
+        for dtype, tolerance in _TOLERANCE.items():
+            x = (inputs.normal(*shape) + 1).to(dtype).contiguous(memory_format=torch.channels_last)
+            norm = (inputs.normal(shape[1]), inputs.normal(shape[1]))
+            moved, x_moved = (norm[0].to(device), norm[1].to(device)), x.to(device)
+            for silu in (True, False):
+                out = torch.empty_like(x_moved)
+                ops.group_norm_silu(x_moved, num_groups, moved, silu=silu, out=out)
+                exact = reference.group_norm_silu(
+                    x.double(), num_groups, norm, silu=silu, out=x.double()
+                )
+                _expect_close(out, exact, 4 * tolerance)  # values of up to 16
+    return f"agrees with the reference in {_ALL_DTYPES}"
+
+
 def _check_group_order(device: torch.device) -> str:
     seeds = _integers([0, -1, 2**40])
     calls: list[tuple[tuple[int, int], list[int], Tensor | None]] = [
@@ -317,6 +335,7 @@ CHECKS: dict[str, Callable[[torch.device], str]] = {
     "add_layer_norm": _check_add_layer_norm,
     "bias_gelu": _check_bias_gelu,
     "linear_gelu": _check_linear_gelu,
+    "group_norm_silu": _check_group_norm_silu,
     "fused_linear": _check_fused_linear,
     "group_embedding": _check_group_embedding,
     "group_order": _check_group_order,

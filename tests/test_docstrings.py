@@ -38,6 +38,7 @@ def test_examples_run(name):
         "ops.bias_gelu",
         "ops.fused_linear",
         "ops.group_embedding",
+        "ops.group_norm_silu",
         "ops.linear_gelu",
         "ops.pack_linear",
     ],

@@ -86,7 +86,7 @@ def inference(vq):
 REFUSED = {
     train: "expected a model in evaluation",
     hook: "without hooks, got _ResBlock with a hook at 'decoder.mid.0'",
-    patched: "without hooks, got Sequential with a hook at 'decoder.mid'",
+    patched: "without hooks, got _Middle with a hook at 'decoder.mid'",
     derived: "got Conv at 'decoder.conv_out'",
     other_stride: r"stride=\(1, 1\).* at 'decoder.conv_out', got .*stride=\(2, 2\)",
     other_width: r"8, 3, kernel_size.* at 'decoder.conv_out', got \(8, 1,",

@@ -27,6 +27,7 @@ OPS = (
     "add_layer_norm",
     "bias_gelu",
     "linear_gelu",
+    "group_norm_silu",
     "fused_linear",
     "group_embedding",
     "group_order",

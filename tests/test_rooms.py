@@ -113,10 +113,12 @@ IMPORTS = {
     "lpd_ext/watched_weights.py": ["lpd_ext.checks"],
     "lpd_ext/image_plan.py": [
         "lpd_ext.models",
+        "lpd_ext.ops",
         "lpd_ext.checks",
         "lpd_ext.cuda_graph",
         "lpd_ext.cuda_precision",
         "lpd_ext.stream_order",
+        "lpd_ext.verdicts",
         "lpd_ext.watched_weights",
     ],
     "lpd_ext/plan_buffers.py": ["lpd_ext.models", "lpd_ext.checks", "lpd_ext.packed_model"],
@@ -252,6 +254,7 @@ def test_no_file_holds_two_ideas():
         "add_layer_norm",
         "bias_gelu",
         "linear_gelu",
+        "group_norm_silu",
     ],
 )
 def test_an_op_has_its_stem_in_every_room(stem):

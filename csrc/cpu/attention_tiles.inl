@@ -207,14 +207,14 @@ inline void weigh(float* weights,
     maxima[r] = largest(most);
     changes[r] = before - maxima[r];
   }
-  store(factors, exp2_nonpositive(load(changes)));
+  store(factors, exp2_below_127(load(changes)));
   for (int r = 0; r < kRows; ++r) {
     ahead.slot();
     float* row = weights + r * kBlock;
     const Vector most = broadcast(maxima[r]);
     Vector total = zero();
     for (int64_t i = 0; i < padded; i += kLanes) {
-      const Vector weight = exp2_nonpositive(subtract(load(row + i), most));
+      const Vector weight = exp2_below_127(subtract(load(row + i), most));
       store(row + i, weight);
       total = add(total, weight);
     }

@@ -59,6 +59,11 @@ inline Vector add(Vector a, Vector b) { return _mm256_add_ps(a, b); }
 inline Vector subtract(Vector a, Vector b) { return _mm256_sub_ps(a, b); }
 inline Vector multiply(Vector a, Vector b) { return _mm256_mul_ps(a, b); }
 inline Vector multiply_add(Vector a, Vector b, Vector c) { return _mm256_fmadd_ps(a, b, c); }
+// A step of Newton's after the instruction's 12 bits.
+inline Vector reciprocal(Vector x) {
+  const Vector guess = _mm256_rcp_ps(x);
+  return _mm256_fmadd_ps(guess, _mm256_fnmadd_ps(x, guess, _mm256_set1_ps(1.0f)), guess);
+}
 inline Vector maximum(Vector a, Vector b) { return _mm256_max_ps(a, b); }
 
 inline Mask less(Vector a, Vector b) { return _mm256_cmp_ps(a, b, _CMP_LT_OQ); }

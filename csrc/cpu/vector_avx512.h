@@ -37,11 +37,11 @@ inline void load_pairs(const BFloat16* from, Vector& even, Vector& odd) {
 
 inline __m256i narrow_to_bfloat16(Vector x) {
   const __m512i bits = _mm512_castps_si512(x);
-  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-  const __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
-  const __m512i quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x400000));
+  const Mask is_odd = _mm512_test_epi32_mask(bits, _mm512_set1_epi32(0x10000));
+  __m512i result = _mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff));
+  result = _mm512_mask_add_epi32(result, is_odd, result, _mm512_set1_epi32(1));
   const Mask is_nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
-  const __m512i result = _mm512_mask_blend_epi32(is_nan, rounded, quiet);
+  result = _mm512_mask_or_epi32(result, is_nan, bits, _mm512_set1_epi32(0x400000));
   return _mm512_cvtepi32_epi16(_mm512_srli_epi32(result, 16));
 }
 
@@ -58,6 +58,11 @@ inline Vector add(Vector a, Vector b) { return _mm512_add_ps(a, b); }
 inline Vector subtract(Vector a, Vector b) { return _mm512_sub_ps(a, b); }
 inline Vector multiply(Vector a, Vector b) { return _mm512_mul_ps(a, b); }
 inline Vector multiply_add(Vector a, Vector b, Vector c) { return _mm512_fmadd_ps(a, b, c); }
+// A step of Newton's after the instruction's 14 bits.
+inline Vector reciprocal(Vector x) {
+  const Vector guess = _mm512_rcp14_ps(x);
+  return _mm512_fmadd_ps(guess, _mm512_fnmadd_ps(x, guess, _mm512_set1_ps(1.0f)), guess);
+}
 inline Vector maximum(Vector a, Vector b) { return _mm512_max_ps(a, b); }
 
 inline Mask less(Vector a, Vector b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }

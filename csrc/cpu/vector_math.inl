@@ -1,8 +1,8 @@
 // Functions of a vector, in the namespace and for the target of the including file: include it
 // there once, behind vector_<variant>.h.
 
-// 2^x for x <= 0, relative error at most 1.5e-7; 0 below -126, NaN stays NaN, 1 of 0 exactly.
-inline Vector exp2_nonpositive(Vector x) {
+// 2^x for x < 127, relative error at most 1.5e-7; 0 below -126, NaN stays NaN, 1 of 0 exactly.
+inline Vector exp2_below_127(Vector x) {
   const Vector f = fraction(x);
   Vector power = broadcast(0.00186712923f);
   power = multiply_add(power, f, broadcast(0.0090170363f));

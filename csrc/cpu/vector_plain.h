@@ -60,6 +60,8 @@ LPD_INLINE Vector multiply(const Vector& a, const Vector& b) { return {a.lane * 
 LPD_INLINE Vector multiply_add(const Vector& a, const Vector& b, const Vector& c) {
   return {a.lane * b.lane + c.lane};
 }
+// 1 / x for normal numbers up to 2^126, within two units in the last place.
+LPD_INLINE Vector reciprocal(const Vector& x) { return {1.0f / x.lane}; }
 // Of a NaN and a number: b.
 LPD_INLINE Vector maximum(const Vector& a, const Vector& b) {
   return {a.lane > b.lane ? a.lane : b.lane};

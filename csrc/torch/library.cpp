@@ -36,6 +36,12 @@ LPD_TORCH_LIBRARY(LPD_LIBRARY, m) {
       "Tensor norm_bias, float norm_eps, Tensor(b!) out) -> ()");
   m.def("bias_gelu(Tensor x, Tensor? bias, Tensor(a!) out) -> ()");
   m.def("bias_gelu.inplace(Tensor(a!) x, Tensor? bias) -> ()");
+  m.def(
+      "group_norm_silu(Tensor x, Tensor norm_weight, Tensor norm_bias, int num_groups, "
+      "float norm_eps, bool silu, Tensor(a!) out) -> ()");
+  m.def(
+      "group_norm_silu.inplace(Tensor(a!) x, Tensor norm_weight, Tensor norm_bias, int num_groups, "
+      "float norm_eps, bool silu) -> ()");
   m.def("linear_gelu(Tensor x, Tensor weight, Tensor? bias, Tensor(a!) out) -> ()");
   m.def(
       "fused_linear(Tensor x, Tensor weight, Tensor bias, Tensor? norm_weight, "

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from math import isqrt
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,19 @@ from lpd_ext.models.config import VQConfig
 
 _NORM_EPS = 1e-6
 _PUBLISHED_BUT_IGNORED = "codebook_used"  # a training-time usage window, no weight
+
+
+class NormSiLU(Protocol):
+    """What stands before a convolution."""
+
+    def __call__(self, norm: nn.GroupNorm, x: Tensor, *, silu: bool, reuse: bool) -> Tensor:
+        """Normalise and, if asked to, take SiLU; `reuse`: nobody reads `x` afterwards."""
+
+
+def norm_silu(norm: nn.GroupNorm, x: Tensor, *, silu: bool, reuse: bool) -> Tensor:
+    """Run torch's own operators, which can be trained."""
+    y: Tensor = norm(x)
+    return F.silu(y) if silu else y
 
 
 class VQModel(nn.Module):
@@ -135,7 +148,9 @@ class VQModel(nn.Module):
             )
         return self.image_of(self.quantize.lookup(codes.long()), grid)
 
-    def image_of(self, latents: Tensor, grid: tuple[int, int]) -> Tensor:
+    def image_of(
+        self, latents: Tensor, grid: tuple[int, int], normalise: NormSiLU = norm_silu
+    ) -> Tensor:
         """Return the image of codebook rows: what `decode` does after its checks and the lookup.
 
         Parameters
@@ -144,6 +159,8 @@ class VQModel(nn.Module):
             ``[batch, seq_len, codebook_dim]`` in raster order, each of length 1.
         grid : tuple[int, int]
             Height and width in tokens.
+        normalise : NormSiLU, optional
+            What computes every GroupNorm and the SiLU behind it.
 
         Returns
         -------
@@ -151,7 +168,7 @@ class VQModel(nn.Module):
             As `decode` returns it.
         """
         z = latents.transpose(1, 2).unflatten(2, grid)
-        return self.decoder(self.post_quant_conv(z))  # type: ignore[no-any-return]
+        return self.decoder(self.post_quant_conv(z), normalise)  # type: ignore[no-any-return]
 
 
 def _ragged(image: Tensor, stride: int) -> bool:
@@ -198,7 +215,7 @@ class _Encoder(nn.Module):
             )
             for i in range(last + 1)
         )
-        self.mid = _middle(widths[-1], c.norm_groups)
+        self.mid = _Middle(widths[-1], c.norm_groups)
         self.norm_out = _norm(widths[-1], c.norm_groups)
         self.conv_out = nn.Conv2d(widths[-1], c.z_channels, 3, padding=1)
 
@@ -207,7 +224,8 @@ class _Encoder(nn.Module):
         for level in self.conv_blocks:
             x = level(x)
         x = self.mid(x)
-        return self.conv_out(F.silu(self.norm_out(x)))  # type: ignore[no-any-return]
+        x = norm_silu(self.norm_out, x, silu=True, reuse=True)
+        return self.conv_out(x)  # type: ignore[no-any-return]
 
 
 class _Decoder(nn.Module):
@@ -215,7 +233,7 @@ class _Decoder(nn.Module):
         super().__init__()
         widths = [c.channels * m for m in (c.channel_mult[-1], *reversed(c.channel_mult))]
         self.conv_in = nn.Conv2d(c.z_channels, widths[0], 3, padding=1)
-        self.mid = _middle(widths[0], c.norm_groups)
+        self.mid = _Middle(widths[0], c.norm_groups)
         last = len(c.channel_mult) - 1
         self.conv_blocks = nn.ModuleList(
             _Level(
@@ -231,11 +249,12 @@ class _Decoder(nn.Module):
         self.norm_out = _norm(widths[-1], c.norm_groups)
         self.conv_out = nn.Conv2d(widths[-1], c.in_channels, 3, padding=1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.mid(self.conv_in(x))
+    def forward(self, x: Tensor, normalise: NormSiLU = norm_silu) -> Tensor:
+        x = self.mid(self.conv_in(x), normalise)
         for level in self.conv_blocks:
-            x = level(x)
-        return self.conv_out(F.silu(self.norm_out(x)))  # type: ignore[no-any-return]
+            x = level(x, normalise)
+        x = normalise(self.norm_out, x, silu=True, reuse=True)
+        return self.conv_out(x)  # type: ignore[no-any-return]
 
 
 class _Level(nn.Module):
@@ -265,11 +284,11 @@ class _Level(nn.Module):
         if upsample:
             self.upsample = _Upsample(out_channels)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, normalise: NormSiLU = norm_silu) -> Tensor:
         for j, res in enumerate(self.res):
-            x = res(x)
+            x = res(x, normalise)
             if len(self.attn):
-                x = self.attn[j](x)
+                x = self.attn[j](x, normalise)
         for resize in ("downsample", "upsample"):
             if hasattr(self, resize):
                 x = getattr(self, resize)(x)
@@ -286,9 +305,9 @@ class _ResBlock(nn.Module):
         if in_channels != out_channels:
             self.nin_shortcut = nn.Conv2d(in_channels, out_channels, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        h: Tensor = self.conv1(F.silu(self.norm1(x)))
-        h = self.conv2(F.silu(self.norm2(h)))
+    def forward(self, x: Tensor, normalise: NormSiLU = norm_silu) -> Tensor:
+        h: Tensor = self.conv1(normalise(self.norm1, x, silu=True, reuse=False))
+        h = self.conv2(normalise(self.norm2, h, silu=True, reuse=True))
         if hasattr(self, "nin_shortcut"):
             x = self.nin_shortcut(x)
         return x + h
@@ -305,8 +324,8 @@ class _AttnBlock(nn.Module):
         self.v = nn.Conv2d(channels, channels, 1)
         self.proj_out = nn.Conv2d(channels, channels, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.norm(x)
+    def forward(self, x: Tensor, normalise: NormSiLU = norm_silu) -> Tensor:
+        h = normalise(self.norm, x, silu=False, reuse=False)
         q, k, v = (proj(h).flatten(2).transpose(1, 2) for proj in (self.q, self.k, self.v))
         h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).unflatten(2, x.shape[2:])
         return x + self.proj_out(h)  # type: ignore[no-any-return]
@@ -334,9 +353,15 @@ def _norm(channels: int, groups: int) -> nn.GroupNorm:
     return nn.GroupNorm(groups, channels, eps=_NORM_EPS)
 
 
-def _middle(channels: int, norm_groups: int) -> nn.Sequential:
-    return nn.Sequential(
-        _ResBlock(channels, channels, norm_groups),
-        _AttnBlock(channels, norm_groups),
-        _ResBlock(channels, channels, norm_groups),
-    )
+class _Middle(nn.Sequential):
+    def __init__(self, channels: int, norm_groups: int) -> None:
+        super().__init__(
+            _ResBlock(channels, channels, norm_groups),
+            _AttnBlock(channels, norm_groups),
+            _ResBlock(channels, channels, norm_groups),
+        )
+
+    def forward(self, x: Tensor, normalise: NormSiLU = norm_silu) -> Tensor:
+        for block in self:
+            x = block(x, normalise)
+        return x

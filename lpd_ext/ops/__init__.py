@@ -6,6 +6,7 @@ from lpd_ext.ops.bias_gelu import bias_gelu
 from lpd_ext.ops.fused_linear import PackedLinear, fused_linear, pack_linear
 from lpd_ext.ops.group_attention import group_attention
 from lpd_ext.ops.group_embedding import group_embedding
+from lpd_ext.ops.group_norm_silu import group_norm_silu
 from lpd_ext.ops.group_order import group_order
 from lpd_ext.ops.linear_gelu import linear_gelu
 from lpd_ext.ops.masked_attention import masked_attention
@@ -18,6 +19,7 @@ __all__ = [
     "fused_linear",
     "group_attention",
     "group_embedding",
+    "group_norm_silu",
     "group_order",
     "linear_gelu",
     "masked_attention",

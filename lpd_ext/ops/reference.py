@@ -241,6 +241,22 @@ def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, out: T
     return out.copy_(F.gelu(y if bias is None else y + bias.to(compute)))
 
 
+def group_norm_silu(
+    x: Tensor,
+    num_groups: int,
+    norm: tuple[Tensor, Tensor],
+    *,
+    norm_eps: float = 1e-6,
+    silu: bool = True,
+    out: Tensor,
+) -> Tensor:
+    """Normalise by groups of channels and take SiLU; float64 in its own dtype, else in float32."""
+    compute = torch.float64 if x.dtype == torch.float64 else torch.float32
+    weight, bias = (part.to(compute) for part in norm)
+    y = F.group_norm(x.to(compute), num_groups, weight, bias, norm_eps)
+    return out.copy_(F.silu(y) if silu else y)
+
+
 def token_selection(
     logits: Tensor,
     uniform: Tensor,
