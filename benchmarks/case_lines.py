@@ -22,6 +22,7 @@ from typing import Any
 
 Line = dict[str, Any]
 
+TIMED_BEFORE = "timed before"  # why a case is skipped
 SLOW = "compiles for minutes, not asked for"  # why a baseline is left out
 
 

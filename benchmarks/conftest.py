@@ -116,7 +116,7 @@ def pytest_collection_modifyitems(config: Any, items: list[Any]) -> None:
     before = case_lines.timed_before()
     for item in items:
         if item.nodeid in before:
-            item.add_marker(pytest.mark.skip(reason="timed before"))
+            item.add_marker(pytest.mark.skip(reason=case_lines.TIMED_BEFORE))
 
 
 def pytest_runtest_makereport(item: Any, call: Any) -> None:

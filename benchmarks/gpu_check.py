@@ -90,7 +90,10 @@ class Check:
         print(f"== {phase.name}", flush=True)
         begin, why = time.monotonic(), ""
         try:
+            (FOLDER / f"{phase.name}.xml").unlink(missing_ok=True)
             result = self._verdict(phase)
+            if result == PASSED and (why := gpu_report.only_skipped(FOLDER / f"{phase.name}.xml")):
+                result = FAILED
         except RefusedError as refusal:
             result, why = (NOT_HERE if phase.group == "sanitize" else FAILED), str(refusal)
         except StoppedError:

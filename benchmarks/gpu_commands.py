@@ -55,6 +55,7 @@ def commands(
     RefusedError
         The phase cannot run here.
     """
+    junit = f"--junitxml={folder / phase.name}.xml"
     if phase.name == "build":
         yield from _build(phase, python, folder, machine)
     elif phase.name == "kernels":
@@ -69,9 +70,7 @@ def commands(
         # Torch's compiler brings processes of its own.
         several = ["-n", "6", "--dist", "loadfile"] if phase.name == "test" and has_xdist() else []
         command = [python, "-m", "pytest", "tests", "-m", *phase.arguments, "-q", *several]
-        yield [
-            *command, "--continue-on-collection-errors", f"--junitxml={folder / phase.name}.xml"
-        ], {}  # fmt: skip
+        yield [*command, "--continue-on-collection-errors", junit], {}
     else:
         if not gpu_report.has_module("pytest_benchmark"):
             raise RefusedError("the Python module pytest_benchmark is missing")
@@ -82,7 +81,7 @@ def commands(
             "LPD_BENCH_SLOW": str(int(phase.slow)),
             "LPD_BENCH_FRESH": str(int(fresh)),
         }
-        yield [python, "-m", "pytest", phase.file, "-m", "cuda", "-q"], variables
+        yield [python, "-m", "pytest", phase.file, "-m", "cuda", "-q", junit], variables
 
 
 def _build(phase: Phase, python: str, folder: Path, machine: dict[str, Any]) -> Iterator[Command]:

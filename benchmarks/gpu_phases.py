@@ -64,7 +64,7 @@ class Phase:
     @property
     def predicted(self) -> int:
         """Seconds, by what there is here."""
-        if self.name == "build" and brought_build():
+        if self.name == "build" and brought_build() and b"libcudart" in binaries()[0].read_bytes():
             return FOUND_BUILD
         if self.name == "test" and not has_xdist():
             return WITHOUT_XDIST

@@ -127,6 +127,16 @@ def tests(file: Path) -> dict[str, Any]:
     return counts | ({"failed": failed[:MOST_TOLD]} if failed else {})
 
 
+def only_skipped(file: Path) -> str:
+    """Return why every test of a run was skipped, "" where one ran or had run before."""
+    if not tests(file):
+        return ""
+    cases = list(ElementTree.parse(file).getroot().iter("testcase"))
+    reasons = [skip.get("message", "") for case in cases for skip in case.iter("skipped")]
+    ran = len(reasons) < len(cases) or case_lines.TIMED_BEFORE in reasons
+    return "" if ran or not cases else f"all tests were skipped: {_first_words(reasons[0])}"
+
+
 def measurements(folder: Path, sources: str) -> Iterator[dict[str, Any]]:
     """Yield everything timed with these sources, in the form of `report.py`, machine by machine."""
     lines = case_lines.timed(case_lines.read(folder / "bench_lines.jsonl"), sources, slow=False)

@@ -142,6 +142,22 @@ def test_failures_stand_in_the_report(tmp_path):
     assert gpu_report.tests(tmp_path / "none.xml") == {}
 
 
+@pytest.mark.parametrize(
+    ("reasons", "told"),
+    [
+        (["needs a GPU", "needs a GPU"], "all tests were skipped: needs a GPU"),
+        (["needs a GPU", None], ""),
+        (["timed before", "timed before"], ""),
+        ([], ""),
+    ],
+)
+def test_a_run_that_skips_everything_proves_nothing(tmp_path, reasons, told):
+    skips = [f'<skipped message="{reason}"/>' if reason else "" for reason in reasons]
+    cases = "".join(f"<testcase>{skip}</testcase>" for skip in skips)
+    (tmp_path / "test.xml").write_text(f"<testsuites><testsuite>{cases}</testsuite></testsuites>")
+    assert gpu_report.only_skipped(tmp_path / "test.xml") == told
+
+
 def test_an_interpreter_without_torch_says_so(monkeypatch):
     found = gpu_report.has_module
     monkeypatch.setattr(gpu_report, "has_module", lambda name: name != "torch" and found(name))
