@@ -36,6 +36,8 @@ from gpu_process import StoppedError
 FOLDER = Path(os.environ.get("LPD_GPU_FOLDER") or ROOT / "out/gpu_check").resolve()
 OUT = Path(os.environ["OUT"]) if os.environ.get("OUT") else None
 PYTHON = os.environ.get("PYTHON") or sys.executable
+MACHINE_SECONDS = 120
+SHOWN = 3000  # characters of a failed build
 LINES, LOG = "bench_lines.jsonl", "gpu_check.log"  # in OUT, the latter only there
 PASSED, NOT_HERE = "passed", "not available here"
 NOT_RUN, FAILED, LATE = "not run", "failed", "out of time"
@@ -79,6 +81,8 @@ class Check:
 
     def run(self, phase: Phase) -> None:
         """Run a phase, unless it has passed."""
+        if gpu_process.asked_to_stop:
+            raise StoppedError
         if not self._fresh and passed(phase):
             print(f"== {phase.name}: {PASSED} before", flush=True)
             return
@@ -150,7 +154,8 @@ class Check:
     def _verdict(self, phase: Phase) -> str:
         limit = float(os.environ.get("LPD_PHASE_SECONDS") or phase.limit)
         end = min(self._end, time.monotonic() + limit)
-        with _logs(phase) as logs:
+        quiet = phase.name == "build"  # a compiler's commands would leave no room for the rest
+        with _logs(phase, quiet=quiet) as logs:
             for command, variables in self._commands(phase):
                 print("+", " ".join([*(f"{k}={v}" for k, v in variables.items()), *command]),
                       flush=True)  # fmt: skip
@@ -161,6 +166,8 @@ class Check:
                 if status is None:
                     return CUT_OFF if end == self._end else LATE
                 if status:
+                    if quiet:
+                        print((FOLDER / f"{phase.name}.log").read_text()[-SHOWN:])
                     return FAILED
         return PASSED
 
@@ -210,7 +217,12 @@ def plan(seconds: Sequence[float]) -> None:
 def _machine() -> tuple[dict[str, Any], str]:
     """Return the facts of this machine, and in a line why nothing can run here."""
     command = [PYTHON, "benchmarks/gpu_report.py", "machine"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, cwd=ROOT, timeout=MACHINE_SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return {}, f"the machine was not known after {MACHINE_SECONDS} s: torch or the driver hangs"
     facts = json.loads(done.stdout) if done.stdout.startswith("{") else {}
     if done.returncode == 0:
         return facts, ""
@@ -219,12 +231,12 @@ def _machine() -> tuple[dict[str, Any], str]:
 
 
 @contextmanager
-def _logs(phase: Phase) -> Iterator[list[IO[bytes]]]:
-    """Yield where output goes: the terminal, the log of the phase, and one log of all in OUT."""
+def _logs(phase: Phase, *, quiet: bool) -> Iterator[list[IO[bytes]]]:
+    """Yield where output goes: a log of the phase, one of all in OUT, the terminal if not quiet."""
     files = [(FOLDER / f"{phase.name}.log").open("wb")]
     files += [] if OUT is None else [(OUT / LOG).open("ab")]
     try:
-        yield [sys.stdout.buffer, *files]
+        yield files if quiet else [sys.stdout.buffer, *files]
     finally:
         for file in files:
             file.close()
@@ -276,7 +288,7 @@ def run(phases: Sequence[Phase], seconds: float | None, *, fresh: bool) -> int:
                 check.run(phase)
         else:
             left = check.within(phases)
-    except (StoppedError, KeyboardInterrupt):
+    except StoppedError:
         print("== interrupted; what ended is kept, and the same command goes on")
         return 130
     check.report()
@@ -295,11 +307,6 @@ def report() -> int:
     return 0
 
 
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
-
-
 if __name__ == "__main__":
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupt)
+    gpu_process.stop_at([signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
     sys.exit(main(sys.argv[1:]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import select
 import signal
@@ -11,17 +12,31 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
+_libc, _PR_SET_PDEATHSIG = ctypes.CDLL(None), 1
 GRACE = 20  # seconds between SIGINT, on which pytest writes its report, and SIGKILL
+
+
+asked_to_stop: list[int] = []  # signals: an exception amid anything would leave it half done
 
 
 class StoppedError(Exception):
     """Somebody ended the whole check."""
 
 
+def stop_at(numbers: Sequence[signal.Signals]) -> None:
+    """Let these signals end the command that runs, and the check behind it."""
+    for number in numbers:
+        signal.signal(number, lambda number, _: asked_to_stop.append(number))
+
+
 def _detach() -> None:
-    """In a group of its own, so that it gets its signals from here; SIGINT may be ignored here."""
+    """In a group of its own, so that it gets its signals from here; SIGINT may be ignored here.
+
+    Where this process is killed, it does not go on alone, with the GPU.
+    """
     os.setpgrp()
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGINT)
 
 
 def run(
@@ -42,34 +57,28 @@ def run(
     Raises
     ------
     StoppedError
-        By KeyboardInterrupt; the command was stopped first.
+        By a signal of `stop_at`; the command was stopped first.
     """
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
         cwd=folder, env=environment, preexec_fn=_detach,
     )  # fmt: skip
     assert process.stdout is not None
-    interrupted, begin, limit = False, time.monotonic(), seconds
-    stops: list[float] = []
-    while True:
-        try:
-            if process.poll() is not None:
-                break
-            _forward(process.stdout, logs)
-            now = time.monotonic()
-            if now - begin >= limit and not stops:
-                stops.append(now)
-                os.killpg(process.pid, signal.SIGINT)
-            elif stops and now - stops[0] >= GRACE:
-                os.killpg(process.pid, signal.SIGKILL)
-        except KeyboardInterrupt:
-            interrupted, limit = True, 0
+    end, stopped_at = time.monotonic() + seconds, 0.0
+    while process.poll() is None:
+        _forward(process.stdout, logs)
+        now = time.monotonic()
+        if not stopped_at and (now >= end or asked_to_stop):
+            stopped_at = now
+            os.killpg(process.pid, signal.SIGINT)
+        elif stopped_at and now - stopped_at >= GRACE:
+            os.killpg(process.pid, signal.SIGKILL)
     while _forward(process.stdout, logs, wait=0):
         pass
     process.stdout.close()
-    if interrupted:
+    if asked_to_stop:
         raise StoppedError
-    return None if stops else process.returncode
+    return None if stopped_at else process.returncode
 
 
 def _forward(output: IO[bytes], logs: Sequence[IO[bytes]], wait: float = 0.1) -> bytes:

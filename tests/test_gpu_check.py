@@ -40,7 +40,9 @@ echo "$LPD_BENCH_CASES $TORCH_CUDA_ARCH_LIST $NVCC_APPEND_FLAGS $*" >>"{calls}"
 [ "$(wc -l <"{calls}")" != "$KILL_AT" ] || kill -9 $PPID
 case "$*" in
   *$FAILS_ON*) exit 3 ;;
-  *$HANGS_ON*) echo begun; [ -z "$SIGNAL" ] || kill -$SIGNAL $PPID; sleep 30 ;;
+  *$HANGS_ON*) echo begun; echo $$ >"{calls}.pid"
+    [ -z "$SIGNAL" ] || {{ sleep 0.3; kill -$SIGNAL $PPID; }} &
+    exec sleep 30 ;;
 esac
 exit 0
 """
@@ -164,6 +166,17 @@ def test_killed_again_and_again_nothing_that_ended_is_lost(check, tmp_path):
             break
         assert status == -signal.SIGKILL
     assert ended == NAMES
+
+
+def test_what_ran_does_not_go_on_without_the_check(check, tmp_path):
+    # It would hold the GPU while the next command times something.
+    status, _, _ = check("kernels", hangs_on="cuda_sanitize.py", signal=9)
+    assert status == -signal.SIGKILL
+    stat = Path("/proc", (tmp_path / "calls.pid").read_text().strip(), "stat")
+    end = time.monotonic() + 5
+    while stat.exists() and ") Z " not in stat.read_text():
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
