@@ -6,10 +6,12 @@ import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, TypeAlias
 
 import torch
 from attention_baselines import PREPARED, SDPA_TWO_SLICES, Prepare, sdpa_dense_mask, simple_kernel
+from case_lines import SLOW, slow_baselines
 from contender import Call
 from gpu_timer import current_gpu
 from roofline import Step, floor_notes, group_attention_work, steps
@@ -21,7 +23,7 @@ Arguments: TypeAlias = tuple[Tensor, Tensor, Tensor, int, int]
 
 LAYERS = 24  # each has caches of its own: a kernel never finds those of the last call in L2
 MOST_BYTES = {"cpu": 2**28, "cuda": 2**33}  # of all layers; one is taken in any case
-GPU_ROUNDS = 30  # 24 cases and their compilations fit into a phase of gpu_check.sh
+GPU_ROUNDS = 30
 BATCHES = (1, 8, 64, 256)  # images, of two sequences each
 
 
@@ -128,16 +130,22 @@ def duel(
     case: Case,
     baselines: Mapping[str, Call | Mapping[str, Call]],
     prepared: Mapping[str, Prepare],
+    *,
+    left_out: Mapping[str, str] = MappingProxyType({}),
     **options: Any,
 ) -> None:
-    """Verify all and time them; `options` are those of `versus`."""
+    """Verify all and time them.
+
+    `left_out` says why others do not take part, `options` are those of `versus`.
+    """
     layers = case.layers()
     verifier = Verifier(layers[0])
     contenders: dict[str, Call | Mapping[str, Call]] = {"group_attention": group_attention}
     for name, calls in (contenders | dict(baselines)).items():
         for call in calls.values() if isinstance(calls, Mapping) else (calls,):
             assert verifier.agrees(call), f"{name}: {call.__name__} is wrong"
-    admitted, left_out = admit(prepared, verifier)
+    admitted, refused = admit(prepared, verifier)
+    absent = {**left_out, **refused}
     del verifier
     versus(
         "group_attention",
@@ -146,7 +154,7 @@ def duel(
         dict(baselines) | admitted,
         inputs=layers,
         device=case.device.type,
-        **({"left_out": left_out} if left_out else {}),
+        **({"left_out": absent} if absent else {}),
         **options,
     )
 
@@ -178,7 +186,9 @@ def duel_on_gpu(
         torch.bfloat16, device,
     )  # fmt: skip
     # A block mask for two rows is nobody's use, and compiling takes longer than all the rest.
-    prepared = {name: p for name, p in PREPARED.items() if number or name != "flex_attention"}
+    flex = number > 0
+    with_flex = flex and slow_baselines()
+    prepared = {name: p for name, p in PREPARED.items() if with_flex or name != "flex_attention"}
     duel(
         versus,
         f"{model}, step {number + 1} of {num_steps}: {step.rows} rows x {step.keys} keys, "
@@ -186,6 +196,7 @@ def duel_on_gpu(
         case,
         {**SDPA, "simple_kernel": simple_kernel},
         prepared,
+        left_out={"flex_attention": SLOW} if flex and not with_flex else {},
         rounds=GPU_ROUNDS,
         images=images,
         **floor(case),

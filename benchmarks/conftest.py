@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
+import case_lines
 import pytest
 import torch
 from contender import Call, Contender, fastest, summary
@@ -103,6 +105,31 @@ def versus(benchmark: Any) -> Callable[..., None]:
         benchmark.extra_info.update({"op": op, "case": case, "rounds": rounds} | result | notes)
 
     return run
+
+
+def pytest_collection_modifyitems(config: Any, items: list[Any]) -> None:
+    """Keep the cases that are asked for, in their order; what was timed before is skipped."""
+    by_id = {item.nodeid: item for item in items}
+    asked = case_lines.in_order(list(by_id), case_lines.asked_parts())
+    config.hook.pytest_deselected(items=[by_id[i] for i in by_id.keys() - set(asked)])
+    items[:] = [by_id[i] for i in asked]
+    before = case_lines.timed_before()
+    for item in items:
+        if item.nodeid in before:
+            item.add_marker(pytest.mark.skip(reason=case_lines.TIMED_BEFORE))
+
+
+def pytest_runtest_makereport(item: Any, call: Any) -> None:
+    """Write down a case as soon as it has been timed."""
+    benchmark = getattr(item, "funcargs", {}).get("benchmark")
+    if call.when == "call" and call.excinfo is None and benchmark and benchmark.extra_info:
+        facts = {
+            "name": item.name,
+            "datetime": datetime.now().isoformat(),
+            "machine_info": machine(),
+            "extra_info": benchmark.extra_info,
+        }
+        case_lines.write(item.nodeid, facts)
 
 
 def pytest_configure(config: Any) -> None:

@@ -21,15 +21,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from speed_chart import ON_GPU, factor, loses, over_best, speed_chart
 from stage_report import stage_chart, stage_table
+from trimmed import Result, trim
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks/results"
 CHART, STAGES = "docs/speed.svg", "docs/stages.svg"
-COMMAND, GPU_COMMAND = "make bench", "bash benchmarks/gpu_check.sh bench"
+COMMAND, GPU_COMMAND = "make bench", "bash benchmarks/gpu_check.sh"
 
 BASELINES = {
     "sdpa_dense_mask": "one call of torch's attention with a mask made beforehand",
@@ -56,8 +56,6 @@ BASELINES = {
     "decode": "lpd_ext.decode, the loop without a plan, in bfloat16",
 }
 
-Result = dict[str, Any]
-
 
 @dataclass(frozen=True)
 class Column:
@@ -66,29 +64,6 @@ class Column:
     heading: str
     cell: Callable[[Result], str]
     mean: Callable[[Sequence[Result]], str] = lambda rows: ""
-
-
-def trim(sources: Sequence[Result]) -> Result:
-    """Return what is committed of pytest-benchmark's files: no sample lists, four digits."""
-    first = sources[0]
-    for other in sources[1:]:
-        for key in ("machine_info", "commit_info"):
-            if other[key] != first[key]:
-                raise ValueError(f"cannot merge: `{key}`: {first[key]} and {other[key]}")
-    trimmed = {
-        "machine_info": first["machine_info"],
-        "commit_info": first["commit_info"],
-        "date": min(source["datetime"] for source in sources)[:10],
-        "benchmarks": [
-            {"name": b["name"], "extra_info": b["extra_info"]}
-            for source in sources
-            for b in source["benchmarks"]
-        ],
-    }
-    untimed = [b["name"] for b in trimmed["benchmarks"] if "ours" not in b["extra_info"]]
-    if untimed or not trimmed["benchmarks"]:
-        raise ValueError(f"nothing was timed in {untimed or 'this file'}")
-    return _rounded(trimmed)  # type: ignore[no-any-return]
 
 
 def fill(text: str, results: dict[str, Result]) -> str:
@@ -283,14 +258,6 @@ def duration(microseconds: float) -> str:
     units = ((999.5, 1, "us"), (999.5e3, 1e3, "ms"), (float("inf"), 1e6, "s"))
     scale, unit = next((scale, unit) for limit, scale, unit in units if microseconds < limit)
     return f"{microseconds / scale:#.3g}".rstrip(".") + f" {unit}"
-
-
-def _rounded(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _rounded(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_rounded(item) for item in value]
-    return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -13,13 +13,23 @@ one launch:
 Floors of launches add up to more than the floor of a step: bytes of one do not move while another
 computes, and what passes between them crosses memory once it outgrows L2.
 
-A prediction is the floor, but at least `LAUNCH` a launch: an assumption, no measurement.
+A prediction, from instruction counts and not from a measurement, is for each launch the sum of
+
+- `DEPENDENT`: a launch of a graph that waits for the one before costs about 1 us between the two,
+  and the smallest kernel, two trips to L2 and two barriers, 1 to 2 us;
+- `OWN`: what its kernel takes besides when rows are few. A product fills and drains its pipeline.
+  Attention takes 4 to 5 us on average, by 41400 warp instructions for a pair of 40 rows x 257 keys.
+  The sums of `fc2`, split over its long dimension, are added by a second kernel;
+- its floor, by the share of the card's ceiling that its kernel is predicted to reach (`SHARES`).
+
+LPD-L at batch 1: a layer's seven launches 14 to 21 us, what is their own 8, floors 6.2, in all 28
+to 35 us; 480 times that and 20 times 21 to 25 us before and behind the layers are 14 to 17 ms.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from roofline import ELEMENT, Gpu, Step, Work, decode_floor, decode_work, steps
 
@@ -27,7 +37,13 @@ from lpd_ext import LPDConfig
 
 MODEL, NUM_STEPS, BATCHES = "lpd-l-256", 20, (1, 64)  # what is timed and predicted
 ALL = "all"  # stages together, each launch in its place
-LAUNCH = 1e-6  # seconds from one launch of a graph to the next, whatever little it does
+DEPENDENT = (2e-6, 3e-6)  # seconds, at best and at worst
+OWN = {"qkv": 1e-6, "attention": 2e-6, "proj": 1e-6, "fc1": 1e-6, "fc2": 3e-6, "head": 1e-6,
+       "selection": 4e-6}  # fmt: skip
+# At best and at worst. Attention is bound by issue: at perfect issue 196 us in the last step of
+# batch 256, of which 50 to 60 % are reached, beside 155 us of memory. linear_gelu multiplies by
+# m16n8k16, not by Hopper's own instructions.
+SHARES = {"attention": ("bandwidth", (0.47, 0.40)), "fc1": ("arithmetic", (0.59, 0.53))}
 RESIDUAL = 2  # numbers of ELEMENT bytes that a float32 takes
 
 FIRST = ("embedding",)
@@ -42,13 +58,15 @@ class Stage:
 
     launches: int = 0
     floor: float = 0  # seconds
-    predicted: float = 0
+    least: float = 0  # predicted, at best
+    most: float = 0  # and at worst
 
     def __add__(self, other: Stage) -> Stage:
         return Stage(
             self.launches + other.launches,
             self.floor + other.floor,
-            self.predicted + other.predicted,
+            self.least + other.least,
+            self.most + other.most,
         )
 
 
@@ -100,10 +118,21 @@ def decode_stages(
     total = dict.fromkeys(STAGES, Stage())
     for step in steps(sizes):
         for stage, count in _counts(config):
-            floor = launch_work(stage, config, step, 2 * images, gpu).floor(gpu)
-            predicted = max(floor, LAUNCH)
-            total[stage] += Stage(count, count * floor, count * predicted)
+            work = launch_work(stage, config, step, 2 * images, gpu)
+            least, most = predicted(stage, work, gpu)
+            total[stage] += Stage(count, count * work.floor(gpu), count * least, count * most)
     return total
+
+
+def predicted(stage: str, work: Work, gpu: Gpu) -> tuple[float, float]:
+    """Return the seconds that a launch is predicted to take, at best and at worst."""
+    ceiling, shares = SHARES.get(stage, ("bandwidth", (1.0, 1.0)))
+    reached = (replace(gpu, **{ceiling: share * getattr(gpu, ceiling)}) for share in shares)
+    least, most = (
+        launch + OWN.get(stage, 0) + work.floor(of)
+        for launch, of in zip(DEPENDENT, reached, strict=True)
+    )
+    return least, most
 
 
 def stage_floor(

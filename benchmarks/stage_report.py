@@ -11,7 +11,7 @@ from html import escape
 from typing import Any
 
 from roofline import H200
-from roofline_stages import ALL, BATCHES, LAUNCH, MODEL, NUM_STEPS, decode_stages, stage_floor
+from roofline_stages import ALL, BATCHES, DEPENDENT, MODEL, NUM_STEPS, decode_stages, stage_floor
 from svg import BAR, COLOURS, GAP, HEADER, WIDTH, box, page
 
 from lpd_ext import LPDConfig, group_sizes
@@ -19,7 +19,7 @@ from lpd_ext import LPDConfig, group_sizes
 TITLE = f"{MODEL}, {NUM_STEPS} steps, bfloat16 with guidance: ms an image by stage"
 UNMEASURED = "predicted, no GPU has run this"
 SUM = "sum"
-LABELS, RIGHT = 110, 160  # pixels: the column of stages, room for the numbers behind a bar
+LABELS, RIGHT = 110, 190  # pixels: the column of stages, room for the numbers behind a bar
 
 
 @dataclass(frozen=True)
@@ -29,14 +29,22 @@ class Row:
     stage: str
     launches: int
     floor: float
-    predicted: float | None
+    predicted: tuple[float, float] | None  # at best and at worst
     measured: float | None
 
     @property
     def told(self) -> float:
-        """What is known of it: its measured time, or else the predicted one."""
-        known = (self.measured, self.predicted, self.floor)
-        return next(time for time in known if time is not None)
+        """What is known of it: its measured time, or else the middle of the predicted ones."""
+        if self.measured is not None:
+            return self.measured
+        return sum(self.predicted) / 2 if self.predicted else self.floor
+
+    @property
+    def words(self) -> str:
+        """The same as text, without its unit."""
+        if self.measured is None and self.predicted:
+            return _range(*self.predicted)
+        return f"{self.told:.3f}"
 
 
 @dataclass(frozen=True)
@@ -56,15 +64,16 @@ class Batch:
 
 def stage_table(results: Mapping[str, Any]) -> str:
     """Return the tables of the README, one a machine with measurements."""
-    parts = []
+    parts, (least, most) = [], DEPENDENT
     for name, measured in _machines(results):
         parts.append(f"**{TITLE}, {f'measured: {name}' if name else UNMEASURED}**")
         parts.append(_table([_batch(images, measured) for images in BATCHES], bool(measured)))
     parts.append(
-        f"Floors: `benchmarks/roofline_stages.py`, {H200.ceilings}. Predicted: the floor, but at "
-        f"least {1e6 * LAUNCH:g} us a launch, which is assumed: the best these launches can do. "
-        "Bold: furthest above its floor. The loop: all of them in their places, its floor that of "
-        "`benchmarks/roofline.py`."
+        f"Floors: `benchmarks/roofline_stages.py`, {H200.ceilings}. Predicted there, at best and "
+        f"at worst: a launch that waits for another takes {1e6 * least:g} to {1e6 * most:g} us, "
+        "its kernel some more by its instructions, and its floor by the share of the ceiling that "
+        "it reaches. Bold: furthest above its floor. The loop: all of them in their places, its "
+        "floor that of `benchmarks/roofline.py`."
     )
     return "\n\n".join(parts)
 
@@ -88,7 +97,7 @@ def stage_chart(results: Mapping[str, Any]) -> str:
         body.append(box(x + 55, y + 6, 10, COLOURS[0], hollow=True))
         body.append(f'<text x="{x + 70}" y="{y + 15}">{kind}</text>')
         whole = batch.loop if batch.loop.measured is not None else batch.sum
-        title = f"{name} " * bool(name) + f"batch {batch.images}: {whole.told:.2f} ms {kind}"
+        title = f"{name} " * bool(name) + f"batch {batch.images}: {whole.words} ms {kind}"
         title += f", floor {batch.loop.floor:.2f} ms"
         body.append(f'<text class="op" x="12" y="{y + 15}">{escape(title)}</text>')
         y += HEADER
@@ -122,15 +131,16 @@ def _batch(images: int, measured: Mapping[int, Mapping[str, float]]) -> Batch:
         return in_ms(1e-6 * of_stage[stage]) if stage in of_stage else None
 
     rows = [
-        Row(name, stage.launches, in_ms(stage.floor), in_ms(stage.predicted), time(name))
+        Row(name, stage.launches, in_ms(stage.floor), (in_ms(stage.least), in_ms(stage.most)),
+            time(name))
         for name, stage in decode_stages(config, sizes, images, H200).items()
-    ]
+    ]  # fmt: skip
     times = [row.measured for row in rows if row.measured is not None]
     total = Row(
         SUM,
         sum(row.launches for row in rows),
         sum(row.floor for row in rows),
-        sum(row.predicted or 0 for row in rows),
+        (sum(row.predicted[0] for row in rows), sum(row.predicted[1] for row in rows)),
         sum(times) if len(times) == len(rows) else None,
     )
     least = in_ms(stage_floor(config, sizes, images, ALL, H200))
@@ -144,8 +154,8 @@ def _table(batches: Sequence[Batch], measured: bool) -> str:
     for rows in zip(*((*batch.rows, batch.sum, batch.loop) for batch in batches), strict=True):
         cells = [rows[0].stage, str(rows[0].launches)]
         for row, batch in zip(rows, batches, strict=True):
-            times = [row.floor, row.predicted] + [row.measured] * measured
-            shown = ["" if time is None else f"{time:.3f}" for time in times]
+            shown = [f"{row.floor:.3f}", _range(*row.predicted) if row.predicted else ""]
+            shown += ["" if row.measured is None else f"{row.measured:.3f}"] * measured
             if row.stage == batch.widest_gap:
                 shown[-1] = f"**{shown[-1]}**"
             cells += shown
@@ -162,6 +172,12 @@ def _bars(rows: Sequence[Row], y: float, longest: float) -> Iterator[str]:
         yield box(LABELS, y + 1, max(pixels(row.told), 1), COLOURS[0], hollow=True)
         yield box(LABELS, y + 1, pixels(row.floor), COLOURS[0], hollow=False)
         end = LABELS + pixels(max(row.told, row.floor))
-        words = f"{row.told:.3f} ms (floor {row.floor:.3f})"
+        words = f"{row.words} ms (floor {row.floor:.3f})"
         yield f'<text x="{end + 6:g}" y="{y + 10:g}">{words}</text>'
         y += BAR + GAP
+
+
+def _range(least: float, most: float) -> str:
+    """Return both to two digits behind the point, or to three where they are that small."""
+    digits = 2 if least >= 0.1 else 3
+    return f"{least:.{digits}f} to {most:.{digits}f}"

@@ -45,6 +45,14 @@ def pytest_generate_tests(metafunc):
     metafunc.parametrize("runs_on", places, indirect=True)
 
 
+def pytest_collection_modifyitems(items):
+    """Mark what runs torch's compiler or opcheck, which `gpu_check.sh` runs apart."""
+    for item in items:
+        names = set(item.function.__code__.co_names)
+        if "opcheck" in names or {"torch", "compile"} <= names:
+            item.add_marker(pytest.mark.compiles)
+
+
 def has_arithmetics(stems):
     return any(f"{stem}_mma" in CUDA_KERNELS for stem in stems)
 

@@ -1,13 +1,14 @@
 """Every CUDA kernel once on small shapes, for compute-sanitizer; benchmarks/gpu_check.sh runs it.
 
     compute-sanitizer --tool memcheck python tests/cuda_sanitize.py
+    compute-sanitizer --tool racecheck python tests/cuda_sanitize.py --head-dim 64 --dtype bfloat16
 
 Slots of the caches beyond an image's own keys are never written, so that initcheck sees a read of
 one. Operators are called as they are registered: the public functions may run torch's own kernels
 beside ours.
 """
 
-import sys
+import argparse
 from itertools import product
 
 import torch
@@ -189,10 +190,10 @@ def close(got, expected, dtype):
     )
 
 
-def run(device):
-    """All kernels; returns the number of cases."""
+def run(device, head_dims=HEAD_DIMS, dtypes=tuple(TOLERANCE)):
+    """All kernels, or those of some head_dims and dtypes; returns the number of cases."""
     variants = cuda_variant.VARIANTS if device.type == "cuda" else [None]
-    cases = list(product(variants, TOLERANCE, HEAD_DIMS))
+    cases = list(product(variants, dtypes, head_dims))
     for variant, dtype, head_dim in cases:
         if variant is not None:
             cuda_variant.set_cuda_variant(variant)
@@ -200,14 +201,26 @@ def run(device):
             group_attention(device, dtype, head_dim, slots, images, nth % 2)
         for shift in range(2):
             masked_attention(device, dtype, head_dim, shift)
-    for dtype, vocab_size in product(TOLERANCE, VOCAB_SIZES):
+    for dtype, vocab_size in product(dtypes, VOCAB_SIZES):
         token_selection(device, dtype, vocab_size)
     for grid, num_known in ORDERS:
         group_order(device, grid, num_known)
-    for dtype, shift in product(TOLERANCE, range(2)):
+    for dtype, shift in product(dtypes, range(2)):
         small_ops(device, dtype, shift)
-    return len(cases) + len(TOLERANCE) * (len(VOCAB_SIZES) + 2) + len(ORDERS)
+    return len(cases) + len(dtypes) * (len(VOCAB_SIZES) + 2) + len(ORDERS)
+
+
+def main(arguments=None):
+    """Run what the command line asks for."""
+    names = {str(dtype).removeprefix("torch."): dtype for dtype in TOLERANCE}
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--device", type=torch.device, default="cuda")
+    parser.add_argument("--head-dim", type=int, nargs="+", choices=HEAD_DIMS, default=HEAD_DIMS)
+    parser.add_argument("--dtype", nargs="+", choices=names, default=list(names))
+    asked = parser.parse_args(arguments)
+    count = run(asked.device, asked.head_dim, [names[name] for name in asked.dtype])
+    print(f"{count} cases agree with the reference")
 
 
 if __name__ == "__main__":
-    print(f"{run(torch.device(*sys.argv[1:] or ['cuda']))} cases agree with the reference")
+    main()

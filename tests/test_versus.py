@@ -20,6 +20,7 @@ import attention_duel
 import decode_duel
 from attention_duel import Case, Verifier
 from bench_decode import ROUNDS, duel
+from case_lines import SLOW
 from contender import Contender, fastest, summary
 from machine import cpu_name, machine
 from report import BASELINES, fill, trim
@@ -257,9 +258,13 @@ def test_layers_fit_into_memory(monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-@pytest.mark.parametrize(("card", "number"), [("NVIDIA H200", 4), ("Some GPU", 0)])
-def test_benchmark_of_a_gpu_on_the_cpu(monkeypatch, card, number):
+@pytest.mark.parametrize(
+    ("card", "number", "slow"),
+    [("NVIDIA H200", 4, "1"), ("Some GPU", 4, "0"), ("Some GPU", 0, "1")],
+)
+def test_benchmark_of_a_gpu_on_the_cpu(monkeypatch, card, number, slow):
     # A tiny model; neither a GPU nor a compiler nor tensor cores, but every contender runs.
+    monkeypatch.setenv("LPD_BENCH_SLOW", slow)
     config = LPDConfig(grid=(8, 8), dim=64, depth=1, num_heads=2)
     monkeypatch.setattr(LPDConfig, "named", staticmethod({"tiny": config}.__getitem__))
     monkeypatch.setattr(torch, "compile", lambda function, **options: function)
@@ -281,8 +286,9 @@ def test_benchmark_of_a_gpu_on_the_cpu(monkeypatch, card, number):
         f"tiny, step {number + 1} of 8: {step.rows} rows x {step.keys} keys, batch 3 x 2"
     )
     assert (shown["op"], shown["images"]) == ("group_attention", 3)
-    assert shown["left_out"] == {"flashinfer": "not installed"}
-    assert shown["names"] == always | ({"flex_attention"} if number else set())
+    absent = {} if number == 0 or slow == "1" else {"flex_attention": SLOW}
+    assert shown["left_out"] == absent | {"flashinfer": "not installed"}
+    assert shown["names"] == always | ({"flex_attention"} if number and not absent else set())
     if card == "NVIDIA H200":
         # Two sequences an image, two heads of 32, each row and key two bytes a number.
         moved = 4 * step.rows + 2 * (step.cache_len + step.context_len)
@@ -330,6 +336,9 @@ def test_benchmark_of_a_generation_on_a_gpu_on_the_cpu(monkeypatch):
         assert (op, device, loop) == ("decode", "cpu", True)
         assert baselines.keys() <= BASELINES.keys()
 
+    decode_duel.duel_on_gpu(versus, torch.device("cpu"), "tiny", 8, 1)
+    assert shown["left_out"] == {"published_loop_compiled": SLOW}
+    monkeypatch.setenv("LPD_BENCH_SLOW", "1")
     with pytest.warns(UserWarning, match="published_loop_compiled: ImportError"):
         decode_duel.duel_on_gpu(versus, torch.device("cpu"), "tiny", 8, 1)
     assert shown["tokens"] == dict.fromkeys(["plan", "sdpa_graph", "published_loop"], (1, 64))
