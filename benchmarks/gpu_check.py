@@ -62,6 +62,7 @@ class Check:
         FOLDER.mkdir(parents=True, exist_ok=True)
         if OUT is not None and (FOLDER / LINES).exists():
             shutil.copy(FOLDER / LINES, OUT / LINES)
+        self._predicted = {phase.name: phase.predicted for phase in PHASES}  # as it is now
         self._machine, self.obstacle = _machine()
         gpu_report.write_json(FOLDER / "machine.json", self._machine)
 
@@ -138,18 +139,16 @@ class Check:
         return int(any(result not in LEFT for result in self._results.values()))
 
     def _record(self, phase: Phase, result: str, seconds: float, why: str = "") -> None:
-        gpu_report.write_json(
-            FOLDER / f"{phase.name}.json",
-            {
-                "phase": phase.name,
-                "result": result,
-                "seconds": round(seconds, 1),
-                "predicted": phase.predicted,
-                "sources": phase.sources,
-                **({"why": why} if why else {}),
-                **({"binaries": hash_binaries()} if phase.name == "build" else {}),
-            },
-        )
+        record = {
+            "phase": phase.name,
+            "result": result,
+            "seconds": round(seconds, 1),
+            "predicted": self._predicted[phase.name],
+            "sources": phase.sources,
+        }
+        record |= {"why": why} if why else {}
+        record |= {"binaries": hash_binaries()} if phase.name == "build" else {}
+        gpu_report.write_json(FOLDER / f"{phase.name}.json", record)
 
     def _verdict(self, phase: Phase) -> str:
         limit = float(os.environ.get("LPD_PHASE_SECONDS") or phase.limit)
