@@ -59,9 +59,11 @@ class Check:
     def __init__(self, end: float, *, fresh: bool) -> None:
         self._end, self._fresh = end, fresh
         self._results: dict[str, str] = {}
-        FOLDER.mkdir(parents=True, exist_ok=True)
+        for folder in (FOLDER, *([] if OUT is None else [OUT])):
+            folder.mkdir(parents=True, exist_ok=True)
         if OUT is not None and (FOLDER / LINES).exists():
             shutil.copy(FOLDER / LINES, OUT / LINES)
+        self._predicted = {phase.name: phase.predicted for phase in PHASES}  # as it is now
         self._machine, self.obstacle = _machine()
         gpu_report.write_json(FOLDER / "machine.json", self._machine)
 
@@ -72,6 +74,8 @@ class Check:
 
     def within(self, phases: Sequence[Phase]) -> list[Phase]:
         """Run what fits, in order; return what is left."""
+        if not self.obstacle:
+            print(f"== within {self.left:.0f} s", flush=True)
         todo = list(phases)
         while fitting := choose(todo, self.left):
             phase = fitting[0][0]
@@ -138,18 +142,16 @@ class Check:
         return int(any(result not in LEFT for result in self._results.values()))
 
     def _record(self, phase: Phase, result: str, seconds: float, why: str = "") -> None:
-        gpu_report.write_json(
-            FOLDER / f"{phase.name}.json",
-            {
-                "phase": phase.name,
-                "result": result,
-                "seconds": round(seconds, 1),
-                "predicted": phase.predicted,
-                "sources": phase.sources,
-                **({"why": why} if why else {}),
-                **({"binaries": hash_binaries()} if phase.name == "build" else {}),
-            },
-        )
+        record = {
+            "phase": phase.name,
+            "result": result,
+            "seconds": round(seconds, 1),
+            "predicted": self._predicted[phase.name],
+            "sources": phase.sources,
+        }
+        record |= {"why": why} if why else {}
+        record |= {"binaries": hash_binaries()} if phase.name == "build" else {}
+        gpu_report.write_json(FOLDER / f"{phase.name}.json", record)
 
     def _verdict(self, phase: Phase) -> str:
         limit = float(os.environ.get("LPD_PHASE_SECONDS") or phase.limit)
@@ -192,9 +194,9 @@ def passed(phase: Phase) -> bool:
     return record.get("result") == PASSED and same_sources and same_build
 
 
-def in_turn(phases: Sequence[Phase]) -> list[Phase]:
+def in_turn(phases: Sequence[Phase], *, fresh: bool = False) -> list[Phase]:
     """Return what has not passed: what failed comes last, once everything else has had its turn."""
-    todo = [phase for phase in phases if not passed(phase)]
+    todo = [phase for phase in phases if fresh or not passed(phase)]
     behind = (FAILED, LATE, NOT_HERE)
     return sorted(todo, key=lambda p: p.name != "build" and told(p).get("result") in behind)
 
@@ -260,13 +262,14 @@ def main(words: Sequence[str]) -> int:
         plan(numbers or (FIRST, SECOND))
         return 0
     if words[:1] == ["within"] and len(numbers) == len(words) - 1 == 1:
-        return run(in_turn(PHASES), numbers[0], fresh=fresh)
+        return run(in_turn(PHASES, fresh=fresh), numbers[0], fresh=fresh)
     if not words:
         begun = any(
             told(phase).get("sources") == phase.sources and told(phase)["result"] != NOT_RUN
             for phase in PHASES
+            if phase.name != "build"
         )
-        return run(in_turn(PHASES), SECOND if begun else FIRST, fresh=fresh)
+        return run(in_turn(PHASES, fresh=fresh), SECOND if begun else FIRST, fresh=fresh)
     known = [*NAMES, *GROUPS, "all", "report"]
     if unknown := [word for word in words if word not in known]:
         print(f"gpu_check.sh: no phase is called {unknown[0]!r}; there are: "

@@ -89,10 +89,10 @@ def _build(phase: Phase, python: str, folder: Path, machine: dict[str, Any]) -> 
     # What each build was made of; of one that is seen here first, what lies here now.
     file = folder / "builds.json"
     made_of = json.loads(file.read_text()) if file.exists() else {}
-    current = made_of.setdefault(hash_binaries(), phase.sources) == phase.sources
+    current = made_of.get(hash_binaries(), phase.sources) == phase.sources
     if current and brought_build() and _succeeds([python, "-c", IS_CUDA]):
         print("taking the CUDA build that lies in lpd_ext/", flush=True)
-        gpu_report.write_json(file, made_of)
+        gpu_report.write_json(file, made_of | {hash_binaries(): phase.sources})
         yield info, {}
         return
     if lacking := gpu_report.missing_to_build():

@@ -30,12 +30,11 @@ def stop_at(numbers: Sequence[signal.Signals]) -> None:
 
 
 def _detach() -> None:
-    """In a group of its own, so that it gets its signals from here; SIGINT may be ignored here.
+    """Give it a group of its own for signals from here; killed, this one does not leave it alone.
 
-    Where this process is killed, it does not go on alone, with the GPU.
+    `stop_at` has SIGINT handled here, so that it is not ignored there, whatever the shell ignores.
     """
     os.setpgrp()
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGINT)
 
 

@@ -20,6 +20,7 @@ import sysconfig
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator, Sequence
 from datetime import date
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,7 @@ def machine() -> dict[str, Any]:
     return facts
 
 
+@cache
 def commit() -> dict[str, Any]:
     """Return what tells the code; a copy without its history gets the name from LPD_COMMIT."""
     if (ROOT / ".git").exists():

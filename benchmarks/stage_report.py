@@ -79,7 +79,7 @@ def stage_table(results: Mapping[str, Any]) -> str:
 
 
 def stage_chart(results: Mapping[str, Any]) -> str:
-    """Return the SVG: a bar a stage, solid up to its floor, in outline up to its time."""
+    """Return the SVG: a bar a stage, solid to its floor, in outline to its time or the middle."""
     sections = [
         (name, _batch(images, measured), "measured" if measured else "predicted")
         for name, measured in _machines(results)

@@ -229,8 +229,10 @@ def test_the_two_commands(check):
     planned = output.partition("left for later")[0]
     assert "stages" in planned
     assert "decode_more" not in planned
-    _, output, _ = check()
-    assert "left for later" not in output  # stubs take no time: everything fits into 400 s
+    check("build")
+    assert "== within 400 s\n" in check()[1]
+    assert "== within 260 s\n" in check()[1]
+    assert "== kernels: passed\n" in check("--fresh", "within", 60)[1]
     for name in ("test", "memcheck"):
         check("--fresh", name, fails_on="cuda and not")
     _, plan, _ = check("plan", 400)
@@ -313,6 +315,7 @@ def test_what_a_build_lacks_is_said(tmp_path, monkeypatch):
 def test_a_build_of_sources(check):
     _, _, calls = check("build", fails_on="_binary")
     (build,) = [call for call in calls if "setup.py" in call]
+    assert "setup.py" not in check("build")[2]  # what was built lies there now
     assert build.split()[:2] == ["9.0a", "-lineinfo"]
     assert build.endswith("build_ext --inplace --force")
 
@@ -343,6 +346,29 @@ def test_an_obstacle_leaves_what_has_passed(check, tmp_path):
     check("kernels")
     assert check("kernels", obstacle="torch sees no CUDA device")[0] == 0
     assert results(tmp_path) == {"build": "passed", "kernels": "passed"}
+
+
+def test_an_interpreter_without_packages_plans_and_says_what_is_missing(tmp_path):
+    # With -S it has what comes with Python and no more.
+    bare = tmp_path / "bare"
+    bare.write_text(f'#!/bin/sh\nexec "{sys.executable}" -S "$@"\n')
+    bare.chmod(0o755)
+    environment = {name: value for name, value in os.environ.items() if name != "OUT"}
+    environment |= {"PYTHON": str(bare), "LPD_GPU_FOLDER": str(tmp_path / "results")}
+    plan, run = (
+        subprocess.run(
+            ["bash", SCRIPT, *words], env=environment, capture_output=True, text=True, check=False
+        )
+        for words in (["plan", "400"], ["within", "400"])
+    )
+    assert plan.returncode == 0
+    assert "within 400:\n  build " in plan.stdout
+    assert run.returncode == 1
+    assert run.stdout.startswith(
+        "== not run: this machine cannot check a GPU: the Python module torch"
+    )
+    assert run.stdout.count("\n") == 1
+    assert (tmp_path / "results/gpu_check.json").exists()
 
 
 def test_an_unknown_phase(check):
