@@ -1,10 +1,10 @@
 """Pytest plugin: what of the tests can be judged in a CUDA build where there is no GPU.
 
-`make cuda-build` loads it. It keeps the tests of what was built, every test that expects an error
-or a warning, and the first case of each other test marked cuda. What is marked cuda runs on fake
-CUDA tensors, which have shapes, dtypes and devices, but no values. A test that expects an error
-must get it; another one may stop where it looks at a value or asks for the GPU itself, and must
-have mixed no devices by then.
+`make cuda-build` loads it. It keeps the tests of what was built and captured, every test that
+expects an error or a warning, and the first case of each other test marked cuda. What is marked
+cuda runs on fake CUDA tensors, which have shapes, dtypes and devices, but no values. A test that
+expects an error must get it; another one may stop where it looks at a value or asks for the GPU
+itself, and must have mixed no devices by then.
 """
 
 import inspect
@@ -20,6 +20,7 @@ import lpd_ext
 
 ROOT = Path(__file__).parent.parent
 ABOUT_THE_BUILD = re.compile(r"device_types|build_info|[^_]cuda_variant")
+ONLY_HERE = {"test_capture"}
 EXPECTS_AN_ERROR = re.compile(r"\b(raises|warns|refuse)\(")
 # Compilers ask for the GPU itself, Hypothesis takes a look at a value for a failure and shrinks it,
 # and fake tensors are not read from files.
@@ -59,29 +60,38 @@ def pytest_configure():
     assert not imported.is_relative_to(ROOT / "lpd_ext"), f"{imported} is the source tree's"
 
 
-@pytest.hookimpl(trylast=True)
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
-    kept, functions, not_judged = [], set(), set()
+    unused, seen, kept = set(NOT_JUDGED), set(), []
     for item in items:
-        if "simt" in item.name:
-            continue
-        name = item.nodeid.rpartition("/")[2].partition("[")[0]
-        if not is_for_cuda(item):
-            wanted = ABOUT_THE_BUILD.search(source_of(item)) or expects_an_error(item)
-            wanted = wanted and not UNSUITED.search(source_of(item))
-        elif expects_an_error(item):
-            wanted = True
-            if name in NOT_JUDGED:
-                item.add_marker(pytest.mark.xfail(reason=NOT_JUDGED[name], strict=True))
-                not_judged.add(name)
-        else:
-            wanted = name not in functions and not UNSUITED.search(source_of(item))
-            functions.add(name)
-        if wanted:
+        name = name_of(item)
+        if is_for_cuda(item) and name in NOT_JUDGED:
+            item.add_marker(pytest.mark.xfail(reason=NOT_JUDGED[name], strict=True))
+            unused.discard(name)
+        if is_worth_running(item, name not in seen):
             kept.append(item)
-    if config.args_source is not config.ArgsSource.ARGS and not_judged != set(NOT_JUDGED):
-        raise pytest.UsageError(f"NOT_JUDGED names no test: {set(NOT_JUDGED) - not_judged}")
+        if is_for_cuda(item):
+            seen.add(name)
+    if unused and config.args_source is not config.ArgsSource.ARGS:
+        raise pytest.UsageError(f"NOT_JUDGED: no such tests: {sorted(unused)}")
     items[:] = kept
+
+
+def is_worth_running(item, is_first_case):
+    if "simt" in item.name:  # the emulator is no part of the build
+        return False
+    if item.module.__name__ in ONLY_HERE or (is_for_cuda(item) and expects_an_error(item)):
+        return True
+    if UNSUITED.search(source_of(item)):
+        return False
+    if is_for_cuda(item):
+        return is_first_case
+    return expects_an_error(item) or ABOUT_THE_BUILD.search(source_of(item)) is not None
+
+
+def name_of(item):
+    """The file of a test, its class and its function."""
+    return item.nodeid.rpartition("/")[2].partition("[")[0]
 
 
 def is_for_cuda(item):
