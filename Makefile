@@ -41,8 +41,9 @@ ifeq ($(NVCC),)
 cuda-build:
 	@echo "cuda-build: skipped, no nvcc on PATH"
 else
-cuda-build: $(CUDA_VENV)/built
+cuda-build: $(CUDA_VENV)/dev
 	$(CUDA_BIN)/python tests/cuda_build_check.py
+	PYTHONPATH=tests $(CUDA_BIN)/pytest -p fake_cuda -q -rfE --ignore=tests/test_fashion_mnist.py
 endif
 
 clean:
@@ -76,4 +77,9 @@ $(CUDA_VENV)/built: $(CUDA_VENV)/tools $(SOURCES) $(shell find lpd_ext -name '*.
 		bdist_wheel --dist-dir $(CUDA_BUILD)/dist
 	$(CUDA_BIN)/pip uninstall --quiet --yes lpd_ext
 	$(CUDA_BIN)/pip install --quiet $(CUDA_BUILD)/dist/lpd_ext-*.whl
+	touch $@
+
+# What the tests import; the console script of pytest leaves the source tree off the path.
+$(CUDA_VENV)/dev: $(CUDA_VENV)/built
+	$(CUDA_BIN)/pip install --quiet "pytest>=8" "hypothesis>=6.100"
 	touch $@

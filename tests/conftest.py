@@ -57,6 +57,12 @@ def has_arithmetics(stems):
     return any(f"{stem}_mma" in CUDA_KERNELS for stem in stems)
 
 
+def pytest_runtest_setup(item):
+    faked = item.config.pluginmanager.hasplugin("fake_cuda")
+    if item.get_closest_marker("cuda") and not (faked or torch.cuda.is_available()):
+        pytest.skip("no CUDA device")
+
+
 @pytest.fixture
 def runs_on(request):
     """One of the above."""
@@ -78,8 +84,6 @@ def torch_device(runs_on):
 
 
 def device_of(runs_on):
-    if runs_on.kind == "cuda" and not torch.cuda.is_available():
-        pytest.skip("no CUDA device")
     return torch.device("cuda" if runs_on.kind == "cuda" else "cpu")
 
 
@@ -96,7 +100,6 @@ def variant(runs_on):
     }[runs_on.kind]
     if runs_on.kind == "cpu" and runs_on.variant not in cpu_variant.cpu_variants():
         pytest.skip(f"this machine has no {runs_on.variant}")
-    device_of(runs_on)  # or skip
     before = get()
     set_(runs_on.variant)
     yield runs_on.variant

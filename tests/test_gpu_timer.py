@@ -154,11 +154,6 @@ def test_without_cupy_nothing_is_said(gpu, monkeypatch):
 
 @pytest.mark.cuda
 class TestCuda:
-    @pytest.fixture(autouse=True)
-    def needs_a_gpu(self):
-        if not torch.cuda.is_available():
-            pytest.skip("needs a GPU")
-
     def test_twice_the_work_takes_longer(self):
         def double(x):
             return x * 2

@@ -67,11 +67,11 @@ def test_compiled_out(torch_device):
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        pytest.param(lambda x: x.tolist(), TypeError, "a tensor.*got list", id="list"),
+        pytest.param(lambda _: [1.0], TypeError, "a tensor.*got list", id="list"),
         pytest.param(lambda x: x.double(), TypeError, "float32, got float64", id="dtype"),
         pytest.param(lambda x: x[0], ValueError, "got shape", id="2d"),
         pytest.param(lambda x: x[:, :5], ValueError, r"= \[3, 6, 64\], got shape", id="rows"),
-        pytest.param(lambda x: x.to("meta"), ValueError, "device cpu, got meta", id="device"),
+        pytest.param(lambda x: x.to("meta"), ValueError, "device .+, got meta", id="device"),
         pytest.param(lambda x: x.mT.contiguous().mT, ValueError, "contiguous", id="stride"),
         pytest.param(lambda x: x[:1].expand(3, -1, -1), ValueError, "contiguous", id="expanded"),
         pytest.param(lambda x: x.requires_grad_(), NotImplementedError, "inference", id="grad"),

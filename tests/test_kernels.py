@@ -116,11 +116,6 @@ def test_plans_are_for_devices_with_kernels():
 
 @pytest.mark.cuda
 class TestCuda:
-    @pytest.fixture(autouse=True)
-    def needs_a_gpu(self):
-        if not torch.cuda.is_available():
-            pytest.skip("needs a GPU")
-
     def test_decode_runs_with_what_is_right_there(self, model):
         moved = LPD(model.config).eval().to("cuda")
         moved.load_state_dict(model.state_dict())

@@ -172,7 +172,7 @@ def columns_first(x):
 
 
 OF_TENSORS = [  # for q, k, v and out
-    pytest.param(lambda x: x.tolist(), TypeError, "a tensor.*got list", id="list"),
+    pytest.param(lambda _: [1.0], TypeError, "a tensor.*got list", id="list"),
     pytest.param(lambda x: x.double(), TypeError, "got float64", id="dtype"),
     pytest.param(lambda x: x[0], ValueError, "got shape", id="3d"),
     pytest.param(columns_first, ValueError, "contiguous", id="stride"),
@@ -183,7 +183,7 @@ OF_OTHERS = [  # for k, v and out
     pytest.param(lambda x: x[:2], ValueError, r"= \[3, 2, .*got shape", id="batch"),
     pytest.param(lambda x: x[:, :1], ValueError, "got shape", id="heads"),
     pytest.param(lambda x: x[..., :16], ValueError, "got shape", id="head_dim"),
-    pytest.param(lambda x: x.to("meta"), ValueError, "device cpu, got meta", id="device"),
+    pytest.param(lambda x: x.to("meta"), ValueError, "device .+, got meta", id="device"),
 ]
 
 
@@ -215,7 +215,7 @@ def test_bad_other_tensor(device, name, change, error, message):
             "q", lambda x: x[..., :16], NotImplementedError, "head_dim in .*got 16", id="head_dim"
         ),
         pytest.param(
-            "q", lambda x: x.to("meta"), NotImplementedError, "device cpu, got meta", id="device"
+            "q", lambda x: x.to("meta"), NotImplementedError, "device .+, got meta", id="device"
         ),
         pytest.param("v", lambda x: x[:, :, :9], ValueError, r"= \[3, 2, 40, 64\]", id="kv_len"),
         pytest.param("out", lambda x: x[:, :, :5], ValueError, "got shape", id="rows"),

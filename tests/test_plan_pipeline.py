@@ -75,8 +75,6 @@ def test_kernels_that_are_not_trusted_are_not_planned_with(pipeline, decoded, mo
 
 @pytest.mark.cuda
 def test_goes_by_plans_on_a_gpu(pipeline, decoded):
-    if not torch.cuda.is_available():
-        pytest.skip("no CUDA device")
     expected = pipeline([0, 1, 2], batch_size=2)
     output = pipeline.to("cuda")([0, 1, 2], batch_size=2)
     assert decoded == []

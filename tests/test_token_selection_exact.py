@@ -25,8 +25,6 @@ def select(request):
     if request.param == "simt":
         emulator.load()
         return torch.ops.lpd_ext_simt.token_selection
-    if not torch.cuda.is_available():
-        pytest.skip("no CUDA device")
 
     def on_gpu(*arguments):
         moved = (x if x is None else x.cuda() for x in arguments)
@@ -166,8 +164,6 @@ def test_neighbours_at_the_end_of_a_bin(select, vocab_size):
 
 @pytest.mark.cuda
 def test_repeats_are_equal():
-    if not torch.cuda.is_available():
-        pytest.skip("no CUDA device")
     logits, uniform, scale, *settings = (
         x.cuda() for x in case(16384, KINDS[0], torch.bfloat16, "per row", 40)
     )
