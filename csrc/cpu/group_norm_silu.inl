@@ -69,7 +69,7 @@ inline void chunk_statistics(const T* x,
                              int64_t pixels,
                              float* means,
                              float* squares) {
-  constexpr int kCount = 4;
+  constexpr int kCount = kLanes == 16 ? 8 : 4;
   int64_t i = 0;
   for (; i + kCount * kLanes <= channels; i += kCount * kLanes) {
     channel_statistics<kCount>(x + i, channels, pixels, kLanes, means + i, squares + i);
@@ -146,11 +146,16 @@ struct Affine {
   }
 };
 
-// y / (1 + exp(-y)). Below -87 it is 0 but for 1e-36.
+// y / (1 + exp(-y)), for a result that becomes a T. Below -87 it is 0 but for 1e-36.
+template <class T>
 inline Vector silu(Vector y) {
   y = maximum(broadcast(-87.0f), y);  // NaN stays NaN
-  const Vector power = exp2_below_127(multiply(y, broadcast(-1.44269504f)));
-  return multiply(y, reciprocal(add(power, broadcast(1.0f))));
+  const Vector x = multiply(y, broadcast(-1.44269504f)), one = broadcast(1.0f);
+  if constexpr (std::is_same_v<T, BFloat16>) {
+    return multiply(y, rough_reciprocal(add(rough_exp2_below_127(x), one)));
+  } else {
+    return multiply(y, reciprocal(add(exp2_below_127(x), one)));
+  }
 }
 
 template <bool kSilu, class T>
@@ -162,7 +167,7 @@ inline void apply_to_chunk(const T* x,
   const auto result = [&](Vector value, int64_t i) {
     const Vector off = subtract(value, load(affine.means + i));
     const Vector y = multiply_add(off, load(affine.scales + i), load(affine.shifts + i));
-    return kSilu ? silu(y) : y;
+    return kSilu ? silu<T>(y) : y;
   };
   for (int64_t pixel = 0; pixel < pixels; ++pixel, x += channels, out += channels) {
     int64_t i = 0;
