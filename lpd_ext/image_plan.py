@@ -68,10 +68,14 @@ class ImagePlan:
     Warns
     -----
     RuntimeWarning
-        The GPU has memory for the plan, but not for its CUDA graph: launches run one by one.
+        The GPU has memory for the plan, but not for its CUDA graph: launches run one by one. Or a
+        kernel failed its self-check there.
 
     Notes
     -----
+    All images stay in channels-last memory, GroupNorm and SiLU are `lpd_ext.ops.group_norm_silu`;
+    where a GPU failed its self-check of that, torch's own functions.
+
     The codebook is normalised once, not in every call. Nothing waits for the GPU but the checks of
     a call, before its launches. What passes between layers is allocated in every call on the CPU;
     on a GPU it lies in the graph's own memory, which `nbytes` does not count.

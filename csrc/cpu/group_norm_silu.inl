@@ -102,19 +102,20 @@ struct Affine {
   void set(const GroupNormSiluParams& params, int64_t image, const float* partials) {
     const int64_t padded = padded_channels(params), chunks = group_norm_silu_chunks(params);
     const float* const first = partials + image * chunks * 2 * padded;
-    const float pixels = static_cast<float>(params.pixels);
+    const int64_t of_full = pixels_of_chunk(params);
+    const float full = static_cast<float>(of_full);
+    const float last = static_cast<float>(params.pixels - (chunks - 1) * of_full);
     for (int64_t i = 0; i < padded; i += kLanes) {
       const Vector around = load(first + i);
       Vector sum = zero(), square = zero();
       for (int64_t nth = 0; nth < chunks; ++nth) {
         const float* const chunk = first + nth * 2 * padded + i;
-        const Vector count =
-            broadcast(static_cast<float>(Chunk(params, image * chunks + nth).pixels));
-        const Vector off = subtract(load(chunk), around), part = multiply(off, count);
+        const Vector off = subtract(load(chunk), around);
+        const Vector part = multiply(off, broadcast(nth + 1 < chunks ? full : last));
         sum = add(sum, part);
         square = add(square, multiply_add(part, off, load(chunk + padded)));
       }
-      const Vector mean = multiply(sum, broadcast(1.0f / pixels));
+      const Vector mean = multiply(sum, broadcast(1.0f / static_cast<float>(params.pixels)));
       store(means + i, add(around, mean));
       store(scales + i, maximum(zero(), subtract(square, multiply(sum, mean))));
     }
