@@ -69,7 +69,7 @@ inline void chunk_statistics(const T* x,
                              int64_t pixels,
                              float* means,
                              float* squares) {
-  constexpr int kCount = kLanes == 16 ? 8 : 4;
+  constexpr int kCount = kLanes == 16 ? 8 : 4;  // with its sums, what registers hold
   int64_t i = 0;
   for (; i + kCount * kLanes <= channels; i += kCount * kLanes) {
     channel_statistics<kCount>(x + i, channels, pixels, kLanes, means + i, squares + i);
@@ -95,9 +95,9 @@ void statistics(const GroupNormSiluParams& params, int64_t begin, int64_t end, f
 // What is done to each channel of an image: out = (x - mean) * scale + shift. Partial sums are
 // merged around the mean of the first chunk, in the order of the chunks.
 struct Affine {
-  float* means;  // [padded channels], likewise
-  float* scales;
-  const float* shifts;
+  float* means;         // [padded channels]
+  float* scales;        // likewise; at first the squares around the means
+  const float* shifts;  // likewise
 
   void set(const GroupNormSiluParams& params, int64_t image, const float* partials) {
     const int64_t padded = padded_channels(params), chunks = group_norm_silu_chunks(params);
@@ -105,7 +105,7 @@ struct Affine {
     const int64_t of_full = pixels_of_chunk(params);
     const float full = static_cast<float>(of_full);
     const float last = static_cast<float>(params.pixels - (chunks - 1) * of_full);
-    for (int64_t i = 0; i < padded; i += kLanes) {
+    for (int64_t i = 0; i < params.channels; i += kLanes) {
       const Vector around = load(first + i);
       Vector sum = zero(), square = zero();
       for (int64_t nth = 0; nth < chunks; ++nth) {
