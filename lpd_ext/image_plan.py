@@ -126,10 +126,12 @@ class ImagePlan:
         _check_settings(vq, self._plain)
         height, width = (size * vq.config.stride for size in self.grid)
         codes, images = (batch_size, math.prod(grid)), (vq.config.in_channels, height, width)
+        ours = trusted("group_norm_silu", device)
+        normalised = _most_normalised(vq.config, self.grid) if ours else 0
         self._sizes = {
             "codes": math.prod(codes) * 8,
             "images": batch_size * math.prod(images) * 4,
-            "normalised": batch_size * _most_normalised(vq.config, self.grid) * self.dtype.itemsize,
+            "normalised": batch_size * normalised * self.dtype.itemsize,
             "weights": sum(parameter.nbytes for parameter in own.parameters()),
         }
         # Under inference_mode the memory could be written nowhere else.
@@ -139,7 +141,7 @@ class ImagePlan:
             self._codes = torch.zeros(codes, dtype=torch.int64, device=device)
             self._images = torch.empty(batch_size, *images, device=device)
             self._normalise: NormSiLU = norm_silu
-            if trusted("group_norm_silu", device):
+            if ours:
                 self._normalise = _NormSiLU(self._sizes["normalised"], self.dtype, device)
             self._own: VQModel | None = own.to_empty(device=device)
             self._seen = Snapshot(weights)

@@ -138,6 +138,7 @@ def test_kernels_that_are_not_trusted_are_not_used(vq, monkeypatch):
     monkeypatch.setattr(lpd_ext.image_plan, "trusted", lambda *what: asked.append(what))
     plan = ImagePlan(vq, 4, GRID)
     assert asked == [("group_norm_silu", torch.device("cpu"))]
+    assert plan.nbytes["normalised"] == 0
     assert launched(plan).norms() == (0, num_norms(plan))
     truth = unplanned(vq, some_codes(), torch.float64)
     assert errors(plan(some_codes()), truth)[0] < 1e-5 * truth.abs().max()
