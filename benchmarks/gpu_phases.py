@@ -97,6 +97,7 @@ PHASES = (
     bench("linear_gelu", 40, "one launch against two"),
     bench("token_selection", 25, "draws against chains of calls", "[1-", "[256-"),
     bench("group_order", 10, "orders"),
+    bench("group_norm_silu", 20, "norms of the tokenizer"),
     bench("decode", 70, "LPD-L, whole decodes of 1 and 64 images", "lpd-l-256-1-", "lpd-l-256-64-"),
     # The second.
     Phase("memcheck", "sanitize", 90, "bad accesses"),

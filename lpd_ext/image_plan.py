@@ -26,7 +26,8 @@ from lpd_ext.checks import (
 )
 from lpd_ext.cuda_graph import captured
 from lpd_ext.cuda_precision import float32_convolutions, float32_sums
-from lpd_ext.models.vq import VQModel, norm_silu
+from lpd_ext.models.config import VQConfig
+from lpd_ext.models.vq import NormSiLU, VQModel, norm_silu
 from lpd_ext.ops import group_norm_silu
 from lpd_ext.stream_order import StreamOrder
 from lpd_ext.verdicts import trusted
@@ -71,13 +72,17 @@ class ImagePlan:
     -----
     RuntimeWarning
         The CUDA graph could not be captured (no memory, an error of a library): launches run one by
-        one.
+        one. Or a kernel failed its self-check there.
 
     Notes
     -----
+    All images stay in channels-last memory, GroupNorm and SiLU are `lpd_ext.ops.group_norm_silu`;
+    where a GPU failed its self-check of that, torch's own functions.
+
     The codebook is normalised once, not in every call. Nothing waits for the GPU but the checks of
-    a call, before its launches. What passes between layers is allocated in every call on the CPU;
-    on a GPU it lies in the graph's own memory, which `nbytes` does not count.
+    a call, before its launches. What passes between layers, but for what was normalised, is
+    allocated in every call on the CPU; on a GPU it lies in the graph's own memory, which `nbytes`
+    does not count.
 
     An image's bits depend neither on the others, nor on its place, nor on their number: all calls
     compute a whole batch. Those of another batch size may differ in the last places, as may those
@@ -125,9 +130,12 @@ class ImagePlan:
         _check_settings(vq, self._plain)
         height, width = (size * vq.config.stride for size in self.grid)
         codes, images = (batch_size, math.prod(grid)), (vq.config.in_channels, height, width)
+        ours = trusted("group_norm_silu", device)
+        normalised = _most_normalised(vq.config, self.grid) if ours else 0
         self._sizes = {
             "codes": math.prod(codes) * 8,
             "images": batch_size * math.prod(images) * 4,
+            "normalised": batch_size * normalised * self.dtype.itemsize,
             "weights": sum(parameter.nbytes for parameter in own.parameters()),
         }
         self._device, self._lock = device, RLock()
@@ -144,10 +152,12 @@ class ImagePlan:
                 raise MemoryError
             self._codes = torch.zeros(codes, dtype=torch.int64, device=device)
             self._images = torch.empty(batch_size, *images, device=device)
+            self._normalise: NormSiLU = norm_silu
+            if ours:
+                self._normalise = _NormSiLU(self._sizes["normalised"], self.dtype, device)
             self._own: VQModel | None = own.to_empty(device=device)
             self._seen = Snapshot(weights)
             _copy_weights(vq, own)
-        self._normalise = _norm_silu if trusted("group_norm_silu", device) else norm_silu
         with self._stream_order.turn():
             self._graph = captured(self._launch, device, f"{_OWNER}: {self}")
 
@@ -171,6 +181,7 @@ class ImagePlan:
         with self._lock:
             self._stream_order.wait()
             self._graph = self._own = None
+            self._normalise = norm_silu
             self._plain = {}
             self._codes = self._images = torch.empty(0)
 
@@ -262,13 +273,30 @@ class ImagePlan:
         self._seen = seen
 
 
-def _norm_silu(norm: nn.GroupNorm, x: Tensor, *, silu: bool, reuse: bool) -> Tensor:
-    """Run `group_norm_silu`, in place of what nobody reads afterwards."""
-    # Changes nothing behind a convolution that knows channels-last memory.
-    x = x.contiguous(memory_format=torch.channels_last)
-    out = x if reuse else torch.empty_like(x)
-    weights = norm.weight, norm.bias
-    return group_norm_silu(x, norm.num_groups, weights, norm_eps=norm.eps, silu=silu, out=out)
+class _NormSiLU:
+    """`group_norm_silu`, in place of what nobody reads afterwards, else into memory of its own.
+
+    On the CPU memory that large would come from the system, page by page, each time.
+    """
+
+    def __init__(self, num_bytes: int, dtype: torch.dtype, device: torch.device) -> None:
+        self.out = torch.empty(num_bytes // dtype.itemsize, dtype=dtype, device=device)
+
+    def __call__(self, norm: nn.GroupNorm, x: Tensor, *, silu: bool, reuse: bool) -> Tensor:
+        # Changes nothing behind a convolution that knows channels-last memory.
+        x = x.contiguous(memory_format=torch.channels_last)
+        out = x if reuse else self.out.as_strided(x.shape, x.stride())
+        weights = norm.weight, norm.bias
+        return group_norm_silu(x, norm.num_groups, weights, norm_eps=norm.eps, silu=silu, out=out)
+
+
+def _most_normalised(config: VQConfig, grid: tuple[int, int]) -> int:
+    """Return the elements of the largest image that enters a residual block."""
+    mult, pixels, most = config.channel_mult[-1], math.prod(grid), 0
+    for following in reversed(config.channel_mult):
+        most = max(most, config.channels * max(mult, following) * pixels)
+        mult, pixels = following, 4 * pixels
+    return most
 
 
 def _layers(vq: VQModel) -> dict[str, nn.Module]:

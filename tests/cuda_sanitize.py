@@ -175,6 +175,19 @@ def small_ops(device, dtype, shift):
         out = torch.empty(x.shape, dtype=dtype, device=device)
         run(ops.bias_gelu, x, bias, out)
         close(out, reference.bias_gelu(x, bias, out=out.cpu()), dtype)
+    # Several chunks of pixels, the last one ragged; channels that fill no vector.
+    for channels, groups in ((512, 32), (6, 2)):
+        x = randn(BATCH, 9, 5, channels, dtype=dtype)
+        norm = randn(channels) / 4, randn(channels) / 4
+        for silu in (True, False):
+            out = torch.empty_like(x, device=device).permute(0, 3, 1, 2)
+            on_device = moved(x, device, shift).permute(0, 3, 1, 2)
+            moved_norm = (moved(part, device, shift) for part in norm)
+            ops.group_norm_silu(on_device, *moved_norm, groups, 1e-6, silu, out)
+            expected = torch.empty_like(x).permute(0, 3, 1, 2)
+            images = x.permute(0, 3, 1, 2)
+            reference.group_norm_silu(images, groups, norm, silu=silu, out=expected)
+            close(out, expected, dtype)
     if dtype != torch.float32:
         for rows in (20, 300):  # of both shapes of a block, which end amid one
             x, weight, bias = randn(rows, 72, dtype=dtype), randn(47, 72, dtype=dtype), randn(47)

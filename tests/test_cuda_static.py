@@ -60,6 +60,13 @@ EXPECTED = {
         r"MUFU\.RSQ\b",
     ],
     r"bias_gelu_kernel<.*>": [r"LDG\.E\.128\b", r"STG\.E\.128\b", r"MUFU\.EX2\b"],
+    r"group_norm_silu_(statistics|apply)_kernel<.*>": [r"LDG\.E\.128\b", r"BAR\.SYNC\b"],
+    r"group_norm_silu_apply_kernel<.*>": [
+        r"STG\.E\.128\b",
+        r"MUFU\.RSQ\b",
+        r"MUFU\.EX2\b",
+        r"MUFU\.RCP\b",
+    ],
     r"linear_gelu_kernel<.*>": [r"STG\.E\.128\b", r"MUFU\.EX2\b"],
 }
 

@@ -252,10 +252,13 @@ def test_sizes_are_those_of_the_tensors_until_released(vq, dtype):
     assert plan.nbytes == {
         "codes": plan._codes.nbytes,
         "images": plan._images.nbytes,
+        "normalised": plan._normalise.out.nbytes,
         "weights": sum(parameter.nbytes for parameter in plan._own.parameters()),
     }
     assert not plan.released
-    memory = [weakref.ref(x) for x in (plan._codes, plan._images, *plan._own.parameters())]
+    tensors = (plan._codes, plan._images, plan._normalise.out, *plan._own.parameters())
+    memory = [weakref.ref(x) for x in tensors]
+    del tensors
     plan.release()
     plan.release()
     assert plan.released

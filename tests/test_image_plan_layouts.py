@@ -1,6 +1,7 @@
 """A planned decode of the tokenizer is channels-last throughout, and its norms are our own."""
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -105,6 +106,7 @@ def test_nothing_is_laid_out_anew_by_cudnn(vq):
     with FakeTensorMode(allow_non_fake_inputs=True), torch.device("cuda"):
         plan._device, plan._images = torch.device("cuda:0"), torch.zeros(plan._images.shape)
         plan._codes = torch.zeros(4, 12, dtype=torch.int64)
+        plan._normalise.out = torch.empty(plan._normalise.out.shape)
         for layer in plan._own.modules():
             for name, weight in layer._parameters.items():
                 if weight is not None:
@@ -114,11 +116,29 @@ def test_nothing_is_laid_out_anew_by_cudnn(vq):
         assert_channels_last(launched(plan), num_norms(plan))
 
 
+@pytest.mark.parametrize("mult", [(1, 2), (2, 1), (1, 1, 4), (2,)], ids=str)
+def test_what_is_normalised_has_room_and_no_more(mult):
+    plan = ImagePlan(VQModel(replace(CONFIG, channel_mult=mult)).eval(), 2, GRID)
+    ours, sizes = plan._normalise, []
+
+    def normalise(norm, x, *, silu, reuse):
+        sizes.append(0 if reuse else x.numel())
+        result = ours(norm, x, silu=silu, reuse=reuse)
+        assert result.data_ptr() == (x if reuse else ours.out).data_ptr()
+        return result
+
+    plan._normalise = normalise
+    with torch.no_grad():
+        plan._launch()
+    assert max(sizes) == ours.out.numel()
+
+
 def test_kernels_that_are_not_trusted_are_not_used(vq, monkeypatch):
     asked = []
     monkeypatch.setattr(lpd_ext.image_plan, "trusted", lambda *what: asked.append(what))
     plan = ImagePlan(vq, 4, GRID)
     assert asked == [("group_norm_silu", torch.device("cpu"))]
+    assert plan.nbytes["normalised"] == 0
     assert launched(plan).norms() == (0, num_norms(plan))
     truth = unplanned(vq, some_codes(), torch.float64)
     assert errors(plan(some_codes()), truth)[0] < 1e-5 * truth.abs().max()

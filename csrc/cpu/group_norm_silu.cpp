@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <type_traits>
 
 #include "lpd/cpu_variant.h"
 #include "vector_avx2.h"
@@ -57,6 +58,22 @@ namespace lpd::cpu::avx512 {
 #include "group_norm_silu.inl"
 }  // namespace lpd::cpu::avx512
 LPD_TARGET_END
+
+LPD_TARGET_BEGIN(LPD_AMX)
+namespace lpd::cpu::amx {
+using namespace avx512;
+
+// One instruction narrows here. It takes subnormal numbers as 0.
+inline void store(BFloat16* to, Vector x) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to),
+                      reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(x)));
+}
+inline void store(float* to, Vector x) { avx512::store(to, x); }
+inline void store(Float16* to, Vector x) { avx512::store(to, x); }
+
+#include "group_norm_silu.inl"
+}  // namespace lpd::cpu::amx
+LPD_TARGET_END
 #endif
 
 namespace lpd::cpu {
@@ -78,6 +95,7 @@ void group_norm_silu_apply(const GroupNormSiluParams& params,
                            const float* partials,
                            float* workspace) {
 #if defined(LPD_X86)
+  if (variant() >= Variant::kAmx) return amx::apply(params, begin, end, partials, workspace);
   if (variant() >= Variant::kAvx512) {
     return avx512::apply(params, begin, end, partials, workspace);
   }

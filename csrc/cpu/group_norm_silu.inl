@@ -69,7 +69,7 @@ inline void chunk_statistics(const T* x,
                              int64_t pixels,
                              float* means,
                              float* squares) {
-  constexpr int kCount = 4;
+  constexpr int kCount = kLanes == 16 ? 8 : 4;  // with its sums, what registers hold
   int64_t i = 0;
   for (; i + kCount * kLanes <= channels; i += kCount * kLanes) {
     channel_statistics<kCount>(x + i, channels, pixels, kLanes, means + i, squares + i);
@@ -95,26 +95,27 @@ void statistics(const GroupNormSiluParams& params, int64_t begin, int64_t end, f
 // What is done to each channel of an image: out = (x - mean) * scale + shift. Partial sums are
 // merged around the mean of the first chunk, in the order of the chunks.
 struct Affine {
-  float* means;  // [padded channels], likewise
-  float* scales;
-  const float* shifts;
+  float* means;         // [padded channels]
+  float* scales;        // likewise; at first the squares around the means
+  const float* shifts;  // likewise
 
   void set(const GroupNormSiluParams& params, int64_t image, const float* partials) {
     const int64_t padded = padded_channels(params), chunks = group_norm_silu_chunks(params);
     const float* const first = partials + image * chunks * 2 * padded;
-    const float pixels = static_cast<float>(params.pixels);
-    for (int64_t i = 0; i < padded; i += kLanes) {
+    const int64_t of_full = pixels_of_chunk(params);
+    const float full = static_cast<float>(of_full);
+    const float last = static_cast<float>(params.pixels - (chunks - 1) * of_full);
+    for (int64_t i = 0; i < params.channels; i += kLanes) {
       const Vector around = load(first + i);
       Vector sum = zero(), square = zero();
       for (int64_t nth = 0; nth < chunks; ++nth) {
         const float* const chunk = first + nth * 2 * padded + i;
-        const Vector count =
-            broadcast(static_cast<float>(Chunk(params, image * chunks + nth).pixels));
-        const Vector off = subtract(load(chunk), around), part = multiply(off, count);
+        const Vector off = subtract(load(chunk), around);
+        const Vector part = multiply(off, broadcast(nth + 1 < chunks ? full : last));
         sum = add(sum, part);
         square = add(square, multiply_add(part, off, load(chunk + padded)));
       }
-      const Vector mean = multiply(sum, broadcast(1.0f / pixels));
+      const Vector mean = multiply(sum, broadcast(1.0f / static_cast<float>(params.pixels)));
       store(means + i, add(around, mean));
       store(scales + i, maximum(zero(), subtract(square, multiply(sum, mean))));
     }
@@ -146,11 +147,16 @@ struct Affine {
   }
 };
 
-// y / (1 + exp(-y)). Below -87 it is 0 but for 1e-36.
+// y / (1 + exp(-y)), for a result that becomes a T. Below -87 it is 0 but for 1e-36.
+template <class T>
 inline Vector silu(Vector y) {
   y = maximum(broadcast(-87.0f), y);  // NaN stays NaN
-  const Vector power = exp2_below_127(multiply(y, broadcast(-1.44269504f)));
-  return multiply(y, reciprocal(add(power, broadcast(1.0f))));
+  const Vector x = multiply(y, broadcast(-1.44269504f)), one = broadcast(1.0f);
+  if constexpr (std::is_same_v<T, BFloat16>) {
+    return multiply(y, rough_reciprocal(add(rough_exp2_below_127(x), one)));
+  } else {
+    return multiply(y, reciprocal(add(exp2_below_127(x), one)));
+  }
 }
 
 template <bool kSilu, class T>
@@ -162,7 +168,7 @@ inline void apply_to_chunk(const T* x,
   const auto result = [&](Vector value, int64_t i) {
     const Vector off = subtract(value, load(affine.means + i));
     const Vector y = multiply_add(off, load(affine.scales + i), load(affine.shifts + i));
-    return kSilu ? silu(y) : y;
+    return kSilu ? silu<T>(y) : y;
   };
   for (int64_t pixel = 0; pixel < pixels; ++pixel, x += channels, out += channels) {
     int64_t i = 0;

@@ -64,6 +64,7 @@ inline Vector reciprocal(Vector x) {
   const Vector guess = _mm256_rcp_ps(x);
   return _mm256_fmadd_ps(guess, _mm256_fnmadd_ps(x, guess, _mm256_set1_ps(1.0f)), guess);
 }
+inline Vector rough_reciprocal(Vector x) { return reciprocal(x); }
 inline Vector maximum(Vector a, Vector b) { return _mm256_max_ps(a, b); }
 
 inline Mask less(Vector a, Vector b) { return _mm256_cmp_ps(a, b, _CMP_LT_OQ); }

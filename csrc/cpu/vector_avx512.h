@@ -63,6 +63,7 @@ inline Vector reciprocal(Vector x) {
   const Vector guess = _mm512_rcp14_ps(x);
   return _mm512_fmadd_ps(guess, _mm512_fnmadd_ps(x, guess, _mm512_set1_ps(1.0f)), guess);
 }
+inline Vector rough_reciprocal(Vector x) { return _mm512_rcp14_ps(x); }
 inline Vector maximum(Vector a, Vector b) { return _mm512_max_ps(a, b); }
 
 inline Mask less(Vector a, Vector b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
