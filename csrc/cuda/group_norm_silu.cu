@@ -1,8 +1,8 @@
 // group_norm_silu: out = silu(group_norm(x)), channels last   (contract: lpd/group_norm_silu.h)
 //
 // Two launches, a CTA a chunk of an image's pixels in both. Threads stand side by side along the
-// channels, 8 of them each (16 bytes of a narrow dtype), in as many rows as then fit: a row takes
-// every so manieth pixel, and a thread keeps to its channels.
+// channels, 8 of them each (16 bytes of a narrow dtype), in as many rows as then fit. Row r takes
+// pixels r, r + rows, r + 2 rows and so on; a thread keeps to its channels.
 //   statistics: of each group of channels the chunk's mean and squares around it. Summed is what is
 //     left of a channel when its first pixel in the chunk is taken away, which is part of the
 //     squares itself: among n pixels the difference of the sums cancels at most n times its

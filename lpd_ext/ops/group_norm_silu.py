@@ -71,8 +71,9 @@ def group_norm_silu(
     Notes
     -----
     Statistics and arithmetic are float32. An image's bits depend on nothing but the image, on the
-    CPU also on the instruction set (`lpd_ext.cpu_variant`). On the CPU no tensor is allocated, on
-    a GPU one of partial sums.
+    CPU also on the instruction set (`lpd_ext.cpu_variant`). There no tensor is allocated, and of
+    what becomes bfloat16 the sigmoid has a relative error of up to 1.5e-4, a thirteenth of the
+    rounding; on a GPU one tensor of partial sums is allocated.
 
     Source: the tokenizer of arXiv 2406.06525; what is fused is our choice.
 
