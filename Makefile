@@ -43,7 +43,7 @@ cuda-build:
 else
 cuda-build: $(CUDA_VENV)/dev
 	$(CUDA_BIN)/python tests/cuda_build_check.py
-	PYTHONPATH=tests $(CUDA_BIN)/pytest -p fake_cuda -q -rfE --ignore=tests/test_fashion_mnist.py
+	PYTHONPATH=tests $(CUDA_BIN)/pytest -p fake_cuda -q -rfE
 endif
 
 clean:

@@ -20,11 +20,12 @@ import lpd_ext
 
 ROOT = Path(__file__).parent.parent
 ABOUT_THE_BUILD = re.compile(r"device_types|build_info|[^_]cuda_variant")
-ONLY_HERE = {"test_capture"}
+ONLY_HERE = {"test_capture", "test_fake_cuda"}
+OF_OTHER_THINGS = {"test_cuda_static", "test_fashion_mnist"}  # sources, examples
 EXPECTS_AN_ERROR = re.compile(r"\b(raises|warns|refuse)\(")
-# Compilers ask for the GPU itself, Hypothesis takes a look at a value for a failure and shrinks it,
-# and fake tensors are not read from files.
-UNSUITED = re.compile(r"torch\.compile|opcheck|@given|load_state_dict|from_pretrained")
+# Hypothesis takes a look at a value for a failure and shrinks it, files hold no fake tensors, and
+# the tests' own checker of orders needs no build.
+UNSUITED = re.compile(r"@given|load_state_dict|from_pretrained|check_order\(")
 
 _OPERATOR = "a fake kernel stands in the operator's place, without its checks"
 _ADDRESSES = "fake tensors have no addresses"
@@ -41,7 +42,6 @@ NOT_JUDGED = {  # tests that expect an error; one that passes all the same fails
     "test_group_attention_out.py::test_the_operator_itself_refuses_a_wrong_out": _OPERATOR,
     "test_group_attention_ragged.py::test_the_operator_itself_refuses_wrong_lengths": _OPERATOR,
     "test_group_embedding_arguments.py::test_what_is_outside_the_tables": _VALUES,
-    "test_group_order.py::test_compiled": _GPU,
     "test_group_order.py::test_the_operator_itself_refuses_what_is_unsafe": _OPERATOR,
     "test_group_order_cuda.py::test_a_grid_that_is_too_large": _OPERATOR,
     "test_image_plan.py::TestOnAGpu::test_short_of_memory_a_plan_runs_uncaptured": _GPU,
@@ -60,16 +60,15 @@ def pytest_configure():
     assert not imported.is_relative_to(ROOT / "lpd_ext"), f"{imported} is the source tree's"
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
     unused, seen, kept = set(NOT_JUDGED), set(), []
     for item in items:
         name = name_of(item)
-        if is_for_cuda(item) and name in NOT_JUDGED:
-            item.add_marker(pytest.mark.xfail(reason=NOT_JUDGED[name], strict=True))
-            unused.discard(name)
         if is_worth_running(item, name not in seen):
             kept.append(item)
+            if is_for_cuda(item) and name in NOT_JUDGED:
+                item.add_marker(pytest.mark.xfail(reason=NOT_JUDGED[name], strict=True))
+                unused.discard(name)
         if is_for_cuda(item):
             seen.add(name)
     if unused and config.args_source is not config.ArgsSource.ARGS:
@@ -78,7 +77,9 @@ def pytest_collection_modifyitems(config, items):
 
 
 def is_worth_running(item, is_first_case):
-    if "simt" in item.name:  # the emulator is no part of the build
+    if "simt" in item.name or item.module.__name__ in OF_OTHER_THINGS:
+        return False
+    if item.get_closest_marker("compiles"):  # a compiler asks for the GPU itself
         return False
     if item.module.__name__ in ONLY_HERE or (is_for_cuda(item) and expects_an_error(item)):
         return True
