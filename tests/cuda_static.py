@@ -96,7 +96,7 @@ def compile_all():
 
 def compile_one(source, architecture):
     """Return a Cubin, from the cache where nothing changed."""
-    stem = CACHE / f"{source.stem}.{architecture}.{_key(source, architecture)}"
+    stem = CACHE / f"{source.stem}.{architecture}.{key(source, architecture)}"
     cubin, log = stem.with_suffix(stem.suffix + ".cubin"), stem.with_suffix(stem.suffix + ".log")
     if not log.exists():
         for stale in CACHE.glob(f"{source.stem}.{architecture}.*"):
@@ -249,7 +249,8 @@ def write_table():
     )
 
 
-def _key(source, architecture):
+def key(source, architecture):
+    """Hash of all that a compilation depends on."""
     digest = hashlib.sha256(json.dumps([nvcc_version(), nvcc_flags(), architecture]).encode())
     headers = [*(ROOT / "csrc/cuda").glob("*.*h"), *(ROOT / "csrc/include/lpd").glob("*.h")]
     for path in [source, Path(__file__), *sorted(headers)]:

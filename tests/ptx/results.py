@@ -1,0 +1,122 @@
+"""What the cases gave, kept by the hash of all they depend on; what is new runs on two cores.
+
+    PYTHONPATH=tests python -m ptx.results    # rewrites tests/ptx/instructions.json; read the diff
+"""
+
+import json
+import multiprocessing
+import sys
+import traceback
+from concurrent.futures import ProcessPoolExecutor
+from functools import cache
+from pathlib import Path
+
+import cuda_static
+from simt.build import digest
+
+ROOT = cuda_static.ROOT
+HERE = Path(__file__).parent
+CACHE = ROOT / "build/ptx"
+TABLE = HERE / "instructions.json"
+JOBS = 2
+
+
+def run(names):
+    """{name: {"error": text or None, "launches": [[kernel, warps, {kind: count}]]}} of cases."""
+    found = {name: json.loads(_path(name).read_text()) for name in names if _path(name).exists()}
+    new = [name for name in names if name not in found]
+    if not new:
+        return found
+    from . import build
+
+    build.library()  # once, before the processes ask for it
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(JOBS, len(new)), mp_context=context) as pool:
+        for name, result in zip(new, pool.map(run_one, new), strict=True):
+            found[name] = result
+            if result["error"] is None:
+                _keep(_path(name), json.dumps(result))
+    return found
+
+
+def run_one(name):
+    """The result of a case, run in this process."""
+    import torch
+
+    from . import host
+    from .cases import BY_NAME
+
+    torch.set_num_threads(1)
+    try:
+        launches = BY_NAME[name].run(host.load())
+    except BaseException as error:
+        kind = type(error).__name__
+        return {"error": f"{kind}: {error}\n{traceback.format_exc()}", "launches": []}
+    return {"error": None, "launches": [[x.kernel, x.warps, x.counts] for x in launches]}
+
+
+def table_of(results):
+    """Rows of the table: instructions that warps execute, by case and kernel and by kind."""
+    return {
+        f"{name}: {kernel}": {"warps": warps, "all": sum(counts.values()), **counts}
+        for name, result in results.items()
+        for kernel, warps, counts in result["launches"]
+    }
+
+
+def write_table(results):
+    """Write the table of this nvcc."""
+    rows = [f"  {json.dumps(name)}: {json.dumps(row)}" for name, row in table_of(results).items()]
+    TABLE.write_text(
+        f'{{\n "nvcc": "{cuda_static.nvcc_version()}",\n "launches": {{\n'
+        + ",\n".join(rows)
+        + "\n }\n}\n"
+    )
+
+
+def _path(name):
+    return CACHE / f"{'_'.join(name.split())}.{digest(name, _common_key(), _kernel_key(name))}.json"
+
+
+def _kernel_key(name):
+    """Hash of the PTX, which follows from the source, headers, flags and nvcc's version."""
+    from .cases import BY_NAME
+
+    source = ROOT / f"csrc/cuda/{BY_NAME[name].stem}.cu"
+    return cuda_static.key(source, cuda_static.INTERPRETED)
+
+
+@cache
+def _common_key():
+    """Hash of bindings, of Python beside the op, of the tests that make inputs, of this folder."""
+    import numpy
+    import torch
+
+    patterns = [
+        "csrc/torch/*.*", "csrc/include/*/*.h", "lpd_ext/ops/*.py", "tests/cases.py",
+        "tests/ptx/[!t]*.py", "tests/ptx/host/**/*.*",
+        *(f"tests/test_{path.stem}*.py" for path in (ROOT / "lpd_ext/ops").glob("*.py")),
+    ]  # fmt: skip
+    files = [path for pattern in patterns for path in sorted(ROOT.glob(pattern))]
+    return digest(torch.__version__, numpy.__version__, *files)
+
+
+def _keep(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for stale in path.parent.glob(f"{path.name.split('.')[0]}.*"):
+        stale.unlink(missing_ok=True)
+    fresh = path.with_suffix(f".{multiprocessing.current_process().pid}")
+    fresh.write_text(text)
+    fresh.replace(path)
+
+
+if __name__ == "__main__":
+    if cuda_static.nvcc_version() is None:
+        sys.exit("nvcc is missing: set PATH to a CUDA toolkit")
+    from .cases import BY_NAME
+
+    results = run(list(BY_NAME))
+    failed = [f"{name}: {result['error']}" for name, result in results.items() if result["error"]]
+    if failed:
+        sys.exit("\n".join(failed))
+    write_table(results)
