@@ -5,6 +5,7 @@ of csrc/cuda has a kernel that no case launches.
 """
 
 import itertools
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -51,6 +52,14 @@ class Case:
         with interpreter.variant(self.variant), interpreter.running():
             self.call(*expected)
         return interpreter.launches
+
+    def result(self, interpreter):
+        """The same to be kept: {"error": text or None, "launches": [[kernel, warps, counts]]}."""
+        try:
+            launches = self.run(interpreter)
+        except BaseException:
+            return {"error": traceback.format_exc(), "launches": []}
+        return {"error": None, "launches": [[x.kernel, x.warps, x.counts] for x in launches]}
 
 
 def short(dtype):

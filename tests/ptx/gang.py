@@ -7,6 +7,7 @@ from .fault import Fault
 from .program import BARRIER, BRANCH, RETURN
 
 ALL = slice(None)
+MAX_BRANCHES = 200_000  # of a gang between two barriers: a loop of cases this small has an end
 
 
 class Fragment:
@@ -52,18 +53,17 @@ class Gang:
     def run(self):
         """Go on until every lane waits at a barrier of its block or has returned."""
         stuck = set()  # collectives that wait for the rest of a warp
-        while True:
+        for _ in range(MAX_BRANCHES):
             runnable = [f for f in self.fragments if f.at not in stuck]
             if not runnable:
-                break
+                if self.fragments:
+                    message = "a collective that some lanes of the warp do not reach"
+                    raise self.locate(Fault(message), self.fragments[0])
+                return
             fragment = min(runnable, key=lambda f: f.at)
             others = {f.at for f in self.fragments if f is not fragment}
             self._advance(fragment, others, stuck)
-        if self.fragments:
-            fragment = self.fragments[0]
-            raise self.locate(
-                Fault("a collective that some lanes of the warp do not reach"), fragment
-            )
+        raise self.locate(Fault(f"no end after {MAX_BRANCHES} branches"), self.fragments[0])
 
     def _advance(self, fragment, others, stuck):
         """Run a fragment until it meets another one, splits or stops."""

@@ -19,7 +19,7 @@ from . import build, syntax
 from .fault import Fault
 from .global_memory import Allocation, GlobalMemory
 from .machine import Launch, count_kinds, execute
-from .program import Program
+from .program import BARRIER, Program
 
 
 class _Dim3(ctypes.Structure):
@@ -54,6 +54,7 @@ class Record:
     kernel: str  # readable
     warps: int
     counts: dict[str, int]
+    barriers: tuple[int, ...]  # lines of those that were reached
 
 
 class Interpreter:
@@ -158,7 +159,13 @@ class Interpreter:
         counts = execute(program, launch, self._memory_of(allocations), self.seed)
         grid, block = asked.grid, asked.block
         threads = grid.x * grid.y * grid.z * block.x * block.y * block.z
-        self.launches.append(Record(readable(name), threads // 32, count_kinds(program, counts)))
+        barriers = tuple(
+            step.instruction.line
+            for step, count in zip(program.steps, counts, strict=True)
+            if step.kind == BARRIER and count
+        )
+        kinds = count_kinds(program, counts)
+        self.launches.append(Record(readable(name), threads // 32, kinds, barriers))
 
     def _memory_of(self, allocations):
         """What the launches of one call write stays known to the next of them."""

@@ -6,7 +6,6 @@
 import json
 import multiprocessing
 import sys
-import traceback
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -22,7 +21,7 @@ JOBS = 2
 
 
 def run(names):
-    """{name: {"error": text or None, "launches": [[kernel, warps, {kind: count}]]}} of cases."""
+    """{name: result} of cases, mutants and sweeps."""
     found = {name: json.loads(_path(name).read_text()) for name in names if _path(name).exists()}
     new = [name for name in names if name not in found]
     if not new:
@@ -34,25 +33,30 @@ def run(names):
     with ProcessPoolExecutor(min(JOBS, len(new)), mp_context=context) as pool:
         for name, result in zip(new, pool.map(run_one, new), strict=True):
             found[name] = result
-            if result["error"] is None:
+            if "launches" not in result or result["error"] is None:
                 _keep(_path(name), json.dumps(result))
     return found
 
 
 def run_one(name):
-    """The result of a case, run in this process."""
+    """One result, in this process."""
     import torch
 
     from . import host
-    from .cases import BY_NAME
 
     torch.set_num_threads(1)
-    try:
-        launches = BY_NAME[name].run(host.load())
-    except BaseException as error:
-        kind = type(error).__name__
-        return {"error": f"{kind}: {error}\n{traceback.format_exc()}", "launches": []}
-    return {"error": None, "launches": [[x.kernel, x.warps, x.counts] for x in launches]}
+    return tasks()[name].result(host.load())
+
+
+@cache
+def tasks():
+    """All that has results, by name."""
+    from . import cases, mutants
+
+    everything = [*cases.CASES, *mutants.MUTANTS, *mutants.BARRIERS]
+    by_name = {task.name: task for task in everything}
+    assert len(by_name) == len(everything), "two of one name"
+    return by_name
 
 
 def table_of(results):
@@ -75,15 +79,13 @@ def write_table(results):
 
 
 def _path(name):
-    return CACHE / f"{'_'.join(name.split())}.{digest(name, _common_key(), _kernel_key(name))}.json"
-
-
-def _kernel_key(name):
-    """Hash of the PTX, which follows from the source, headers, flags and nvcc's version."""
-    from .cases import BY_NAME
-
-    source = ROOT / f"csrc/cuda/{BY_NAME[name].stem}.cu"
-    return cuda_static.key(source, cuda_static.INTERPRETED)
+    """Where a result is kept: the task itself is in the hash, the PTX by what it follows from."""
+    task = tasks()[name]
+    source = ROOT / f"csrc/cuda/{task.stem}.cu"
+    ptx = cuda_static.key(source, cuda_static.INTERPRETED)
+    case = getattr(task, "case", "")
+    change = [getattr(task, field, "") for field in ("pattern", "replacement")]
+    return CACHE / f"{'_'.join(name.split())}.{digest(name, case, *change, ptx, _common_key())}.json"
 
 
 @cache
@@ -94,7 +96,8 @@ def _common_key():
 
     patterns = [
         "csrc/torch/*.*", "csrc/include/*/*.h", "lpd_ext/ops/*.py", "tests/cases.py",
-        "tests/ptx/[!t]*.py", "tests/ptx/host/**/*.*",
+        "tests/ptx/[!mt]*.py", "tests/ptx/machine.py", "tests/ptx/tensor_core.py",
+        "tests/ptx/host/**/*.*",
         *(f"tests/test_{path.stem}*.py" for path in (ROOT / "lpd_ext/ops").glob("*.py")),
     ]  # fmt: skip
     files = [path for pattern in patterns for path in sorted(ROOT.glob(pattern))]
