@@ -227,7 +227,9 @@ def insert_bits(names, modifiers, operands):
         dtype, begin, count = x.dtype.type, begin & 0xFF, count & 0xFF
         room = np.clip(bits - begin.astype(np.int64), 0, count)  # what does not fit is dropped
         full = room >= bits
-        ones = np.where(full, ~dtype(0), (dtype(1) << np.where(full, 0, room).astype(dtype)) - dtype(1))
+        ones = np.where(
+            full, ~dtype(0), (dtype(1) << np.where(full, 0, room).astype(dtype)) - dtype(1)
+        )
         place = np.minimum(begin, bits - 1).astype(dtype)
         mask = np.where(room > 0, ones << place, dtype(0)).astype(dtype)
         return (x & ~mask) | ((field << place) & mask)

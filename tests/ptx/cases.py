@@ -155,7 +155,12 @@ def group_order_cases():
         generator = torch.Generator().manual_seed(num_known)
         seq_len = grid[0] * grid[1]
         known = torch.rand(2, seq_len, generator=generator).argsort(1) < num_known
-        arguments = torch.tensor([7, -(2**40)]), grid, sizes, {"known": known if num_known else None}
+        arguments = (
+            torch.tensor([7, -(2**40)]),
+            grid,
+            sizes,
+            {"known": known if num_known else None},
+        )
         yield Case(
             f"{stem} {grid[0]}x{grid[1]} {num_known} known", stem,
             partial(call, arguments=arguments),
@@ -185,7 +190,9 @@ def token_selection_cases():
 
     # A warp a row, 4, 16 and 32 warps a row in registers, a row read again.
     sizes = (1000, 3001, 16384, 20000, 33001)
-    for (i, vocab_size), (j, dtype) in itertools.product(enumerate(sizes), enumerate(module.DTYPES)):
+    for (i, vocab_size), (j, dtype) in itertools.product(
+        enumerate(sizes), enumerate(module.DTYPES)
+    ):
         kind = module.KINDS[(3 * i + j) % len(module.KINDS)]
         make = partial(
             arguments_of, vocab_size, dtype, module.GUIDANCE[(i + j) % 4], kind,

@@ -66,7 +66,10 @@ class GlobalMemory:
 
     def _each_region(self, addresses, size, function, *values):
         if size > 1:
-            check((addresses & (size - 1)) != 0, lambda i: f"misaligned: {size} bytes of global memory at {int(addresses[i]):#x}")
+            check(
+                (addresses & (size - 1)) != 0,
+                lambda i: f"misaligned: {size} bytes of global memory at {int(addresses[i]):#x}",
+            )
         which = self._region_of(int(addresses[0]))
         region = self.regions[which]
         outside = (addresses - region.start).view(np.uint64) > region.end - region.start - size
@@ -108,7 +111,12 @@ class GlobalMemory:
         at = (addresses - region.base) // size
         readable = (state[at] & READABLE) != 0
         if not readable.all():
-            check(~readable.all(1), lambda i: f"uninitialised global {region.name}{int(addresses[i]) - region.start:+d}")
+            check(
+                ~readable.all(1),
+                lambda i: (
+                    f"uninitialised global {region.name}{int(addresses[i]) - region.start:+d}"
+                ),
+            )
         return data[at]
 
     @staticmethod
@@ -116,6 +124,11 @@ class GlobalMemory:
         data, state = region.rows[size]
         at = (addresses - region.base) // size
         writable = (state[at] & WRITABLE) != 0
-        check(~writable.all(1), lambda i: f"a write to read-only global {region.name}{int(addresses[i]) - region.start:+d}")
+        check(
+            ~writable.all(1),
+            lambda i: (
+                f"a write to read-only global {region.name}{int(addresses[i]) - region.start:+d}"
+            ),
+        )
         data[at] = values
         state[at] |= READABLE

@@ -1,8 +1,8 @@
 """Launches of the real host code, run by the interpreter.
 
-    interpreter = load()
-    with interpreter.running(): lpd_ext.linear_gelu(...)      # raises the Fault of a kernel
-    interpreter.launches                                      # what ran, and its instructions
+interpreter = load()
+with interpreter.running(): lpd_ext.linear_gelu(...)      # raises the Fault of a kernel
+interpreter.launches                                      # what ran, and its instructions
 """
 
 import ctypes
@@ -76,7 +76,7 @@ class Interpreter:
         self._memory = (), None
         self._programs, self._kernels = {}, {}
         self._texts = {stem: cubin.ptx.read_text() for stem, cubin in build.compiled().items()}
-        for stem, text in self._texts.items():
+        for text in self._texts.values():
             self._kernels |= syntax.parse(text)
 
     @contextmanager
@@ -144,7 +144,9 @@ class Interpreter:
     def _run(self, asked):
         name = asked.kernel.decode()
         program = self.program(name)
-        parameters = bytearray(max((p.offset + p.size for p in program.kernel.parameters), default=0))
+        parameters = bytearray(
+            max((p.offset + p.size for p in program.kernel.parameters), default=0)
+        )
         for number, parameter in enumerate(program.kernel.parameters):
             value = ctypes.string_at(asked.arguments[number], parameter.size)
             parameters[parameter.offset : parameter.offset + parameter.size] = value

@@ -32,9 +32,7 @@ class Batch:
 
     def __init__(self, program, launch, blocks, memory, counts):
         self.launch, self.blocks, self.memory, self.counts = launch, blocks, memory, counts
-        self.shared = SharedMemory(
-            len(blocks), program.names.static_bytes + launch.dynamic_bytes
-        )
+        self.shared = SharedMemory(len(blocks), program.names.static_bytes + launch.dynamic_bytes)
         self.parameters = np.frombuffer(launch.parameters, np.uint8)
 
     def special_registers(self, block, thread):

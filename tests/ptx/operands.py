@@ -76,9 +76,7 @@ class Names:
         if width < BYTES[kind] or width == 1:
             raise Fault(f"{operand} is no {kind}")
         wide, dtype = f"u{8 * width}", DTYPES[f"u{8 * BYTES[kind]}"]  # its lower bits
-        return lambda gang, lanes: (
-            gang.bank[wide][row][lanes].astype(dtype).view(DTYPES[kind])
-        )
+        return lambda gang, lanes: gang.bank[wide][row][lanes].astype(dtype).view(DTYPES[kind])
 
     def constant(self, operand, kind):
         """The value of a literal or of a variable's name."""

@@ -1,6 +1,6 @@
 """What the cases gave, kept by the hash of all they depend on; what is new runs on two cores.
 
-    PYTHONPATH=tests python -m ptx.results    # rewrites tests/ptx/instructions.json; read the diff
+PYTHONPATH=tests python -m ptx.results    # rewrites tests/ptx/instructions.json; read the diff
 """
 
 import json
@@ -85,7 +85,9 @@ def _path(name):
     ptx = cuda_static.key(source, cuda_static.INTERPRETED)
     case = getattr(task, "case", "")
     change = [getattr(task, field, "") for field in ("pattern", "replacement")]
-    return CACHE / f"{'_'.join(name.split())}.{digest(name, case, *change, ptx, _common_key())}.json"
+    return (
+        CACHE / f"{'_'.join(name.split())}.{digest(name, case, *change, ptx, _common_key())}.json"
+    )
 
 
 @cache
@@ -95,12 +97,16 @@ def _common_key():
     import torch
 
     patterns = [
-        "csrc/torch/*.*", "csrc/include/*/*.h", "lpd_ext/ops/*.py", "tests/cases.py",
-        "tests/ptx/[!mt]*.py", "tests/ptx/machine.py", "tests/ptx/tensor_core.py",
+        "csrc/torch/*.*",
+        "csrc/include/*/*.h",
+        "lpd_ext/ops/*.py",
+        "tests/cases.py",
         "tests/ptx/host/**/*.*",
         *(f"tests/test_{path.stem}*.py" for path in (ROOT / "lpd_ext/ops").glob("*.py")),
-    ]  # fmt: skip
+    ]
     files = [path for pattern in patterns for path in sorted(ROOT.glob(pattern))]
+    asking = ("test_", "mutants", "small")  # what results do not depend on
+    files += [path for path in sorted(HERE.glob("*.py")) if not path.name.startswith(asking)]
     return digest(torch.__version__, numpy.__version__, *files)
 
 

@@ -7,7 +7,7 @@ a warp nothing is checked: tests/simt does that.
 
 import numpy as np
 
-from .fault import Fault, check
+from .fault import check
 from .operands import SHARED_BASE
 
 SIZES = (1, 2, 4, 8, 16)
@@ -51,7 +51,10 @@ class SharedMemory:
         size = values.shape[1]
         at = self._places(gang, lanes, addresses, size)
         data, state, _, _ = self.rows[size]
-        check((state[at] == IN_FLIGHT).any(1), _at("shared memory that a copy is on its way to", addresses))
+        check(
+            (state[at] == IN_FLIGHT).any(1),
+            _at("shared memory that a copy is on its way to", addresses),
+        )
         self._mark_write(gang.mark[lanes], at, size, addresses)
         data[at] = values
         state[at] = WRITTEN
@@ -60,7 +63,10 @@ class SharedMemory:
         """A copy sets out; returns where it will land."""
         at = self._places(gang, lanes, addresses, size)
         state = self.rows[size][1]
-        check((state[at] == IN_FLIGHT).any(1), _at("a second copy is on its way to shared memory", addresses))
+        check(
+            (state[at] == IN_FLIGHT).any(1),
+            _at("a second copy is on its way to shared memory", addresses),
+        )
         self._mark_write(gang.mark[lanes], at, size, addresses)
         state[at] = IN_FLIGHT
         return at
@@ -95,15 +101,24 @@ class SharedMemory:
 
     def _places(self, gang, lanes, addresses, size):
         offsets = (addresses - SHARED_BASE).view(np.uint64)
-        check(offsets > self.size - size, _at(f"out of bounds: {size} bytes of shared memory", addresses))
+        check(
+            offsets > self.size - size,
+            _at(f"out of bounds: {size} bytes of shared memory", addresses),
+        )
         if size > 1:
-            check((offsets & np.uint64(size - 1)) != 0, _at(f"misaligned: {size} bytes of shared memory", addresses))
+            check(
+                (offsets & np.uint64(size - 1)) != 0,
+                _at(f"misaligned: {size} bytes of shared memory", addresses),
+            )
         return (offsets.view(np.int64) + gang.block[lanes] * self.stride) // size
 
     @staticmethod
     def _check_written(state, addresses):
         if not (state == WRITTEN).all():
-            check((state == IN_FLIGHT).any(1), _at("read before a wait covers the copy to shared memory", addresses))
+            check(
+                (state == IN_FLIGHT).any(1),
+                _at("read before a wait covers the copy to shared memory", addresses),
+            )
             check((state != WRITTEN).any(1), _at("uninitialised shared memory", addresses))
 
     def _mark_read(self, marks, at, size, addresses):

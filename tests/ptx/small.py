@@ -29,7 +29,7 @@ HEAD = """.version 9.0
 """
 
 
-def run(body, inputs, out, *, block=32, grid=1, seed=None, shared=""):
+def run(body, inputs, out, *, block=32, grid=1, seed=None, shared="", dynamic_bytes=0, opted_in=0):
     """Run a body, which finds addresses of `inputs` and `out` in %rd0 and %rd1, its thread in %r0.
 
     Returns how many warps executed each instruction.
@@ -45,7 +45,7 @@ def run(body, inputs, out, *, block=32, grid=1, seed=None, shared=""):
         Allocation(2, out.ctypes.data, out.nbytes, WRITE, "out"),
     ])  # fmt: skip
     parameters = struct.pack("<2Q", inputs.ctypes.data, out.ctypes.data)
-    launch = Launch("small", (grid, 1, 1), (block, 1, 1), 0, 0, parameters)
+    launch = Launch("small", (grid, 1, 1), (block, 1, 1), dynamic_bytes, opted_in, parameters)
     return execute(program, launch, memory, seed)
 
 
@@ -79,7 +79,9 @@ def evaluate(opcode, sources, kind):
     result = f"%{REGISTER[BYTES[kind]]}30"
     body.append(f"\t{opcode} {', '.join([result, *operands, *filter(None, [rest])])};")
     body.append(f"\tst.global.u{8 * BYTES[kind]} [%rd3], {result};")
-    places = "\tmul.wide.u32 %rd5, %r0, 8;\n\tadd.s64 %rd2, %rd0, %rd5;\n\tadd.s64 %rd3, %rd1, %rd5;\n"
+    places = (
+        "\tmul.wide.u32 %rd5, %r0, 8;\n\tadd.s64 %rd2, %rd0, %rd5;\n\tadd.s64 %rd3, %rd1, %rd5;\n"
+    )
     out = np.zeros(32, np.uint64)
     run(places + "\n".join(body), inputs, out)
     return out.astype(f"u{BYTES[kind]}").view(DTYPES[kind])[:count]

@@ -170,14 +170,25 @@ def test_fma_is_rounded_once():
 
     for x, y, z, result in zip(a[:2000], b[:2000], c[:2000], got, strict=False):
         exact = Fraction(float(x)) * Fraction(float(y)) + Fraction(float(z))
-        neighbours = [result, np.nextafter(result, np.float32(-INF)), np.nextafter(result, np.float32(INF))]
+        neighbours = [
+            result,
+            np.nextafter(result, np.float32(-INF)),
+            np.nextafter(result, np.float32(INF)),
+        ]
         errors = [abs(Fraction(float(n)) - exact) for n in neighbours]
         assert errors[0] == min(errors)
 
 
 @pytest.mark.parametrize(
     "opcode",
-    ["add.sat.s32", "fma.rz.f32", "ld.global.nc.u32", "cp.async.bulk.shared", "mov", "setp.lt.and.s32"],
+    [
+        "add.sat.s32",
+        "fma.rz.f32",
+        "ld.global.nc.u32",
+        "cp.async.bulk.shared",
+        "mov",
+        "setp.lt.and.s32",
+    ],
 )
 def test_another_modifier_is_a_fault(opcode):
     with pytest.raises(Fault, match=f"unsupported instruction {opcode}"):

@@ -34,9 +34,7 @@ def test_agrees_with_the_reference(outcome, case):
 def test_every_kernel_is_launched(outcome):
     launched = {kernel for result in outcome.values() for kernel, *_ in result["launches"]}
     names = [
-        name
-        for cubin in build.compiled().values()
-        for name in syntax.parse(cubin.ptx.read_text())
+        name for cubin in build.compiled().values() for name in syntax.parse(cubin.ptx.read_text())
     ]
     assert launched == set(cuda_static.readable(names))
 
@@ -53,7 +51,7 @@ def test_every_instruction_is_known():
 
 
 def test_counts_are_those_of_the_table(outcome):
-    """`PYTHONPATH=tests python -m ptx.results` rewrites it: a kernel's instructions are under review."""
+    """`PYTHONPATH=tests python -m ptx.results` rewrites it: read the diff."""
     table = json.loads(results.TABLE.read_text())
     if table["nvcc"] != cuda_static.nvcc_version():
         pytest.skip(f"the table is of nvcc {table['nvcc']}")

@@ -1,12 +1,13 @@
 // A CUDA runtime for host code that nvcc compiled: it knows kernels by the names under which that
 // code registers them, and hands each launch to a function of Python.
+#include "simt/runtime.h"
+
 #include <cstddef>
 #include <cstdint>
 #include <map>
 #include <vector>
 
 #include "simt/cuda.h"
-#include "simt/runtime.h"
 
 #define EXPORT __attribute__((visibility("default")))
 
