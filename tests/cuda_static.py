@@ -14,6 +14,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -23,6 +24,7 @@ ROOT = Path(__file__).parent.parent
 TABLE = ROOT / "tests/cuda_resources.json"
 CACHE = ROOT / "build/cuda_static"
 ARCHITECTURES = ("sm_80", "sm_89", "sm_90a", "sm_100", "sm_120")
+INTERPRETED = "sm_90a"  # compiled with its host code: tests/ptx runs both
 TORCH_FLAGS = [  # what torch.utils.cpp_extension puts before our flags
     "-D__CUDA_NO_HALF_OPERATORS__",
     "-D__CUDA_NO_HALF_CONVERSIONS__",
@@ -51,6 +53,16 @@ class Cubin:
     architecture: str
     path: Path
     kernels: dict[str, Resources]
+
+    @property
+    def ptx(self):
+        """What ptxas made it of; kept for INTERPRETED only."""
+        return self.path.with_suffix(".ptx")
+
+    @property
+    def host_object(self):
+        """The host code that launches its kernels; for INTERPRETED only."""
+        return self.path.with_suffix(".o")
 
 
 def sources():
@@ -84,20 +96,37 @@ def compile_all():
 
 def compile_one(source, architecture):
     """Return a Cubin, from the cache where nothing changed."""
-    stem = CACHE / f"{source.stem}.{architecture}.{_key(source, architecture)}"
+    stem = CACHE / f"{source.stem}.{architecture}.{key(source, architecture)}"
     cubin, log = stem.with_suffix(stem.suffix + ".cubin"), stem.with_suffix(stem.suffix + ".log")
     if not log.exists():
         for stale in CACHE.glob(f"{source.stem}.{architecture}.*"):
             stale.unlink(missing_ok=True)
-        fresh = cubin.with_suffix(f".{os.getpid()}")
-        text = _output(
-            "nvcc", "-cubin", f"-arch={architecture}", *nvcc_flags(), f"-I{ROOT / 'csrc/include'}",
-            "-Werror=all-warnings", "-Xptxas=-v", "-o", fresh, source,
-        )  # fmt: skip
-        fresh.replace(cubin)
-        fresh.write_text(text)
-        fresh.replace(log)  # last: its presence vouches for both
+        with tempfile.TemporaryDirectory(dir=CACHE) as folder:
+            log_text = _compile(source, architecture, Path(folder))
+            for made in (cubin, cubin.with_suffix(".ptx"), cubin.with_suffix(".o")):
+                fresh = Path(folder, source.stem + made.suffix)
+                if fresh.exists():
+                    fresh.replace(made)
+            fresh = Path(folder, "log")
+            fresh.write_text(log_text)
+            fresh.replace(log)  # last: its presence vouches for the others
     return Cubin(source.name, architecture, cubin, parse_ptxas(log.read_text()))
+
+
+def _compile(source, architecture, folder):
+    """Leave a cubin in a folder, of INTERPRETED also PTX and host object; return what nvcc says."""
+    flags = [*nvcc_flags(), f"-I{ROOT / 'csrc/include'}", "-Werror=all-warnings", "-Xptxas=-v"]
+    stem = folder / source.stem
+    if architecture != INTERPRETED:
+        return _output(
+            "nvcc", "-cubin", f"-arch={architecture}", *flags, "-o", f"{stem}.cubin", source
+        )
+    virtual = architecture.replace("sm", "compute")
+    return _output(
+        "nvcc", "-c", "-gencode", f"arch={virtual},code={architecture}", *flags,
+        "-Xcompiler=-fPIC,-fvisibility=hidden", "--keep", "--keep-dir", folder,
+        "-o", f"{stem}.o", source,
+    )  # fmt: skip
 
 
 def parse_ptxas(text):
@@ -220,7 +249,8 @@ def write_table():
     )
 
 
-def _key(source, architecture):
+def key(source, architecture):
+    """Hash of all that a compilation depends on."""
     digest = hashlib.sha256(json.dumps([nvcc_version(), nvcc_flags(), architecture]).encode())
     headers = [*(ROOT / "csrc/cuda").glob("*.*h"), *(ROOT / "csrc/include/lpd").glob("*.h")]
     for path in [source, Path(__file__), *sorted(headers)]:

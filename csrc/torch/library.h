@@ -7,7 +7,9 @@
 #include "lpd/cuda_runtime.h"
 
 #if defined(SIMT_EMULATE)
+#if !defined(LPD_LIBRARY)
 #define LPD_LIBRARY lpd_ext_simt
+#endif
 #define LPD_CUDA_KEY CPU
 #else
 #define LPD_LIBRARY lpd_ext

@@ -154,7 +154,7 @@ def link(sources: list[Source], stem: str, suffix: str, flags: list[str]) -> Pat
     if target.exists():
         return target
     with ThreadPoolExecutor(JOBS) as pool:
-        objects = list(pool.map(Source.compile, sources))
+        objects = list(pool.map(lambda source: source.compile(), sources))
     return once(target, [*compiler(), *map(str, objects), *flags])
 
 
@@ -166,8 +166,18 @@ def build_program(kernels: list[Path], sources: list[Path], name: str) -> Path:
     return link([*parts, runtime()], name, "", ["-ldl", "-pthread"])
 
 
-def bindings(stems: list[str]) -> tuple[list[Source], list[str]]:
-    """Sources that register the operators, and the flags that link them with torch."""
+def bindings(
+    stems: list[str], flags: list[str], folders: list[Path]
+) -> tuple[list[Source], list[str]]:
+    """Sources that register the operators, and the flags that link them with torch.
+
+    Parameters
+    ----------
+    stems
+        Of the operators.
+    flags, folders
+        With which they are compiled, and where else their headers are.
+    """
     import torch
     from torch.utils import cpp_extension
 
@@ -179,12 +189,12 @@ def bindings(stems: list[str]) -> tuple[list[Source], list[str]]:
     assert target
     assert version
     flags = [
-        *(flag for flag in RUNTIME_FLAGS if flag != "-Wextra"),  # torch's headers
+        *(flag for flag in flags if flag != "-Wextra"),  # torch's headers
         f"-DTORCH_TARGET_VERSION={target[1]}",
         f'-DLPD_VERSION="{version[1]}"',
         *(f"-isystem{path}" for path in cpp_extension.include_paths()),
     ]
-    folders = [ROOT / "csrc/include", ROOT / "csrc/torch"]
+    folders = [*folders, ROOT / "csrc/include", ROOT / "csrc/torch"]
     sources = [
         Source(ROOT / f"csrc/torch/{stem}.cpp", flags, folders, version=torch.__version__)
         for stem in ["library", "cuda_variant", *stems]
@@ -225,7 +235,7 @@ def library(kernels: dict[str, Source]) -> Path:
     if kernels:
         stems = [Path(name).stem for name in kernels]
         bound = [stem for stem in stems if (ROOT / f"csrc/torch/{stem}.cpp").exists()]
-        registered, torch_flags = bindings(bound)
+        registered, torch_flags = bindings(bound, RUNTIME_FLAGS, [])
         sources += registered
         flags += torch_flags
     return link(sources, "lpd_simt", ".so", flags)
