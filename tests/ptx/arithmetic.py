@@ -100,6 +100,16 @@ def divide_floats(names, modifiers, operands):
     return apply(names, operands, "f32", ("f32", "f32"), np.divide)
 
 
+@instruction(r"div\.approx\.f32")
+def divide_floats_roughly(names, modifiers, operands):
+    """A product with 1/b, which is 0 from 2^126 on."""
+
+    def function(a, b):
+        return np.where(np.abs(b) > np.float32(2.0**126), a * np.copysign(np.float32(0), b), a / b)
+
+    return apply(names, operands, "f32", ("f32", "f32"), function)
+
+
 @instruction(r"(rcp\.rn|rsqrt\.approx|ex2\.approx\.ftz)\.f32")
 def special(names, modifiers, operands):
     """Rounded from double: within what the instruction promises, if not its very bits."""

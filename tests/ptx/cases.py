@@ -15,6 +15,7 @@ import test_bias_gelu
 import test_group_attention
 import test_group_attention_ragged
 import test_group_embedding
+import test_group_norm_silu
 import test_linear_gelu
 import test_masked_attention
 import test_token_selection_exact
@@ -119,6 +120,32 @@ def add_layer_norm():
     yield Case(f"{stem} shifted", stem, partial(call, is_shifted=True, shape=(2, 2, 272)))
     yield Case(f"{stem} longest rows", stem, partial(call, shape=(1, 2, 8192), bias=None))
     yield Case(f"{stem} no delta", stem, partial(call, delta=None, bias=None, shape=(2, 1, 16)))
+
+
+def group_norm_silu():
+    stem, module = "group_norm_silu", test_group_norm_silu
+
+    def call(is_shifted=False, in_place=False, **options):
+        inputs = module.make_inputs(**options)
+        if is_shifted:
+            inputs |= {name: module.off_by_one_image(inputs[name]) for name in ("x", "out")}
+            inputs["norm"] = tuple(map(off_by_one, inputs["norm"]))
+        if in_place:
+            expected = module.run(inputs).clone()
+            inputs["out"] = inputs["x"]
+            torch.testing.assert_close(module.run(inputs), expected, rtol=0, atol=0)
+            return
+        module.assert_exact(inputs)
+
+    for dtype, is_shifted in itertools.product(HALF_AND_FLOAT, (False, True)):
+        yield Case(
+            f"{stem} {short(dtype)}{' shifted' if is_shifted else ''}", stem,
+            partial(call, is_shifted, dtype=dtype, norm=dtype),
+        )  # fmt: skip
+    ends = {"shape": (1, 12, 24, 24), "groups": 3}  # rows end amid a thread's channels
+    yield Case(f"{stem} ends", stem, partial(call, **ends))
+    yield Case(f"{stem} norm alone", stem, partial(call, silu=False, dtype=torch.float32))
+    yield Case(f"{stem} in place", stem, partial(call, in_place=True))
 
 
 def group_embedding():
@@ -354,6 +381,7 @@ CASES = [
         masked_attention_simple,
         add_layer_norm,
         bias_gelu,
+        group_norm_silu,
         group_embedding,
         group_order_cases,
     )

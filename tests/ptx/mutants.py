@@ -175,6 +175,10 @@ MUTANTS = [
         r"(st\.global\.cg\.v4\.u32\s+\[%rd\d+)\]", r"\1+16]", "out of bounds|AssertionError",
     ),
     Mutant(
+        "pixels not shifted", "group_norm_silu f32", r"sub\.f32\s+(%f\d+), (%f\d+), %f\d+;",
+        r"mov.f32 \1, \2;", WRONG_RESULT,
+    ),
+    Mutant(
         "a vector where none fits", "linear_gelu few bf16 shifted",
         r"setp\.(eq|ne)\.s16(\s+%p\d+, %rs\d+), 0;", r"setp.\1.s16\2, 1;", "misaligned",
     ),
@@ -187,6 +191,7 @@ BARRIERS = [
     Barriers("masked_attention_simple 64 bf16"),
     Barriers("add_layer_norm bf16 bf16"),
     Barriers("group_embedding f32"),
+    Barriers("group_norm_silu bf16"),
     Barriers("group_order 19x20 330 known"),
     Barriers("token_selection 3001 bf16 peaked"),
 ]

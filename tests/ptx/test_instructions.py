@@ -48,6 +48,13 @@ EXACT = [  # opcode, sources, type of the result, values
         [-(2.0**-24), 0],
     ),
     ("div.rn.f32", [("f32", [1, 1, 0]), ("f32", [3, 0, 0])], "f32", [np.float32(1) / 3, INF, NAN]),
+    # The reciprocal of what is large is zero, and so is a product with it, but not of infinity.
+    (
+        "div.approx.f32",
+        [("f32", [1, -6, 2.0**127, INF, 1]), ("f32", [4, -3, 2.0**127, -(2.0**127), INF])],
+        "f32",
+        [0.25, 2, 0, NAN, 0],
+    ),
     ("rcp.rn.f32", [("f32", [3, 0.0])], "f32", [np.float32(1) / np.float32(3), INF]),
     ("rsqrt.approx.f32", [("f32", [4, 0, -1])], "f32", [0.5, INF, NAN]),
     # Subnormal numbers are zeros, going in and coming out.

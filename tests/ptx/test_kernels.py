@@ -6,6 +6,10 @@ import re
 
 import cuda_static
 import pytest
+import torch
+
+from lpd_ext import self_check
+from lpd_ext.info import RUN_ON
 
 from . import build, host, results, syntax
 from .cases import BY_NAME, CASES
@@ -56,6 +60,23 @@ def test_counts_are_those_of_the_table(outcome):
     if table["nvcc"] != cuda_static.nvcc_version():
         pytest.skip(f"the table is of nvcc {table['nvcc']}")
     assert results.table_of(outcome) == table["launches"]
+
+
+def test_the_self_check_of_a_gpu_launches_every_kernel(monkeypatch):
+    # What it does not launch would be called verified unseen.
+    for compare in ("_expect_close", "_expect_equal"):
+        monkeypatch.setattr(self_check, compare, lambda *_: None)
+    interpreter, launched = host.load(), set()
+    monkeypatch.setattr(interpreter, "_run", lambda asked: launched.add(asked.kernel.decode()))
+    with interpreter.running():
+        for op in RUN_ON:
+            self_check.CHECKS[op](torch.device("cpu"))
+    kernels = {
+        host.readable(name) for stem in build.compiled() for name in interpreter.kernels(stem)
+    }
+    never = {name for name in kernels if re.match(r"\w+_attention_simple_kernel<B?Float16", name)}
+    assert len(never) == 20  # on request alone: lpd_ext.cuda_variant
+    assert set(map(host.readable, launched)) == kernels - never
 
 
 @pytest.mark.parametrize("name", ["linear_gelu few_ends bf16", "group_order 5x7 13 known"])
