@@ -19,8 +19,9 @@ CUDA_BUILD := build/cuda
 image: $(VENV)/built
 	$(BIN)/lpd-ext generate --classes all --per-class 4 --seed 0 --output fashion.png --gif fashion.gif
 
+# A file of tests at a time on each core.
 test: $(VENV)/dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check .

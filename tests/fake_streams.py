@@ -12,7 +12,7 @@ DEVICE = torch.device("cuda", 0)
 POOL = 32  # streams that torch hands out in turn
 
 
-class FakeGpu:
+class FakeStreams:
     """Puts itself in place of the functions of `torch.cuda` that a capture and an order need.
 
     `torch.cuda.graph` stays torch's own, so that its way through an error is the real one. An

@@ -6,14 +6,14 @@ import warnings
 
 import pytest
 import torch
-from fake_streams import DEVICE, POOL, FakeGpu
+from fake_streams import DEVICE, POOL, FakeStreams
 
 from lpd_ext.cuda_graph import captured
 
 
 @pytest.fixture
 def gpu(monkeypatch):
-    return FakeGpu(monkeypatch)
+    return FakeStreams(monkeypatch)
 
 
 def places(gpu, what):

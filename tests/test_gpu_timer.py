@@ -54,7 +54,7 @@ def gpu():
 @pytest.fixture
 def cuda_gpu(monkeypatch):
     """The real timer, over functions of torch that write down what they are asked."""
-    fake = fake_streams.FakeGpu(monkeypatch)
+    fake = fake_streams.FakeStreams(monkeypatch)
     own = object.__new__(CudaGpu)
     own._cold = SimpleNamespace(device=fake_streams.DEVICE)
     return own, fake

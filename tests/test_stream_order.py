@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from fake_streams import DEVICE, FakeGpu, Stream
+from fake_streams import DEVICE, FakeStreams, Stream
 from test_decode import SIZES
 from test_image_plan import GRID, some_codes
 from test_plan import call
@@ -21,7 +21,7 @@ image_plan = sys.modules["lpd_ext.image_plan"]
 
 @pytest.fixture
 def gpu(monkeypatch):
-    return FakeGpu(monkeypatch)
+    return FakeStreams(monkeypatch)
 
 
 class Owner:

@@ -110,8 +110,10 @@ class CudaLaunch {
 #if defined(LPD_CUDA)
 
 inline void check_launch(cudaError_t error, const char* op) {
-  STD_TORCH_CHECK(error == cudaSuccess, op,
-                  ": the kernel was not launched: ", cudaGetErrorString(error));
+  // The driver reports a failure of earlier work at whatever comes next.
+  STD_TORCH_CHECK(
+      error == cudaSuccess, op,
+      ": the kernel was not launched, or work before it failed: ", cudaGetErrorString(error));
 }
 
 #endif
