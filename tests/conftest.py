@@ -1,5 +1,6 @@
 """Fixtures of all tests."""
 
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +23,12 @@ class Place(NamedTuple):
 
     kind: str
     variant: str | None = None  # of the kernels: an instruction set, or for CUDA an arithmetic
+
+
+def pytest_configure():
+    """Let no process that a test starts take itself for a worker: benchmarks would not be timed."""
+    for name in [name for name in os.environ if name.startswith("PYTEST_XDIST_")]:
+        del os.environ[name]
 
 
 def pytest_generate_tests(metafunc):
