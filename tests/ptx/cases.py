@@ -173,7 +173,8 @@ def group_order_cases():
 
     # Of one warp, four and sixteen, without and with known cells.
     for grid, num_known, sizes in (
-        ((16, 16), 0, group_sizes(256, 20)),
+        ((8, 9), 0, group_sizes(72, 8)),
+        ((16, 16), 180, group_sizes(76, 5)),
         ((5, 7), 13, group_sizes(22, 4)),
         ((19, 20), 0, group_sizes(380, 12)),
         ((19, 20), 330, [1, 9, 40]),
